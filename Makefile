@@ -1,0 +1,11 @@
+# Each target is a line or two; what needs more is under ci/.
+.PHONY: venv system demo test bench docs lint lock
+
+venv:     ; @ci/venv.sh
+system: venv ; @ci/system.sh
+demo: venv ; @.venv/bin/volkit demo
+test: system ; @ci/test.sh
+bench: system ; @ci/bench.sh
+docs: venv ; @NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+lint: venv ; @ci/lint.sh
+lock: venv ; @ci/lock.sh

@@ -1,0 +1,323 @@
+"""The gRPC server of a driver: bytes in, bytes out, on one unix socket.
+
+What it adds to grpcio: requests reach their handlers unparsed (grpcio answers an unreadable message with INTERNAL,
+which an orchestrator takes as final), no call ends as UNKNOWN or INTERNAL, Probe and the other calls that never block
+have threads of their own, a stop drains what runs, and what hangs keeps nobody from stopping.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import field, frozen
+
+from volkit import FailedPrecondition
+from volkit_csi import health, reflection
+from volkit_csi.endpoint import Endpoint, Listener
+from volkit_csi.lean import grpc
+from volkit_csi.pool import Pool
+from volkit_csi.status import Code, RpcError, header_text
+
+log = logging.getLogger(__name__)
+
+FAST = frozenset(
+    {
+        "/csi.v1.Identity/GetPluginInfo",
+        "/csi.v1.Identity/GetPluginCapabilities",
+        "/csi.v1.Identity/Probe",
+        "/csi.v1.Controller/ControllerGetCapabilities",
+        "/csi.v1.GroupController/GroupControllerGetCapabilities",
+        "/csi.v1.Node/NodeGetCapabilities",
+    }
+)
+"""Methods that only say what the driver is. They must not block: they share the lane of the health checks."""
+
+FAST_THREADS = 4
+FOREVER = 10 * 365 * 86400.0  # a call without a deadline reports one some centuries away
+STATUS = {status.value[0]: status for status in grpc.StatusCode}
+
+
+@frozen
+class ServerContext:
+    """What a handler may know of its call besides the request."""
+
+    method: str
+    """Its full name, such as `/csi.v1.Node/NodePublishVolume`."""
+    deadline: float | None = None
+    """When the caller stops waiting, on the clock of `time.monotonic`; None: never."""
+    _cancelled: Callable[[], bool] = field(default=lambda: False, alias="cancelled")
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline, not below 0; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the reply any more: cancelled, past its deadline, disconnected, or the server stops."""
+        return self._cancelled()
+
+
+Handler = Callable[[bytes, ServerContext], bytes]
+Services = Mapping[str, Mapping[str, Handler]]
+
+
+@frozen
+class Options:
+    """How a server runs. Sizes are bytes, times seconds."""
+
+    threads: int = 32
+    """Calls that run at once, without the fast ones."""
+    backlog: int = 256
+    """Calls that may wait for a thread; one more is answered UNAVAILABLE at once."""
+    grace: float = 30.0
+    """How long a stop waits for the calls that run."""
+    max_receive: int = 4 << 20
+    """Largest request. 4 MiB is what every gRPC peer accepts by default, too."""
+    max_send: int = 64 << 20
+    """Largest reply; most clients accept 4 MiB."""
+
+
+class Server:
+    """Serves `services`, a mapping of full service names to their methods' handlers, on `endpoint`.
+
+    A handler gets the request's bytes and a `ServerContext` and returns the reply's bytes, or raises `RpcError`. It runs
+    on one of `options.threads` threads; those named in `fast` (full method names) on a few of their own. Whatever else
+    a handler raises is logged without its text, which may hold a secret, and answered UNAVAILABLE.
+
+    `grpc.health.v1.Health` and both versions of the reflection service are served, too.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        endpoint: Endpoint,
+        options: Options | None = None,
+        *,
+        fast: Collection[str] = FAST,
+    ) -> None:
+        self.endpoint = endpoint
+        self.options = options or Options()
+        self._calls = Pool(self.options.threads, "call")
+        self._fast = Pool(FAST_THREADS, "fast")
+        self._curious = Pool(2, "reflection")
+        self._health = health.Health(services, self._fast)
+        self._routes = Routes(self._calls, self.options.backlog, self._fast)
+        for service, methods in services.items():
+            for name, handler in methods.items():
+                method = f"/{service}/{name}"
+                self._routes.add(Method(method, handler, self._fast if method in fast else self._calls))
+        self._serve_standard_services(services)
+        self._server = grpc.server(self._calls, handlers=(self._routes,), options=channel_options(self.options))
+        self._listener: Listener | None = None
+
+    def start(self) -> None:
+        """Listen. Raises FailedPrecondition or PermissionDenied when the endpoint cannot be had.
+
+        When it returns, the socket is in its place and calls are answered.
+        """
+        listener = Listener(self.endpoint)
+        with listener.private():
+            try:
+                self._server.add_insecure_port(listener.address)
+            except RuntimeError as error:
+                raise FailedPrecondition(f"cannot listen on {self.endpoint}: {error}") from error
+        self._server.start()
+        listener.publish()
+        self._listener = listener
+
+    def drain(self, grace: float | None = None) -> int:
+        """Accept no more calls, wait for those that run, at most `grace` seconds (default: the option), and stop.
+
+        Returns how many calls still run, which are left alone: 0 is a clean stop. To repeat it does nothing.
+        """
+        grace = self.options.grace if grace is None else grace
+        self._health.shut()
+        stopped = self._server.stop(grace + 1)
+        if not self._calls.wait_idle(grace):
+            log.warning("%d calls still ran after %g s and are left behind", self._calls.running, grace)
+        elif self._fast.wait_idle(1):
+            stopped.wait(0.5)  # the last replies are on their way
+        return self.abandon()
+
+    def abandon(self) -> int:
+        """Stop now: cancel every call, begin none of those that wait, remove the socket; returns how many still run."""
+        left = self._calls.close()
+        self._server.stop(0).wait(2)
+        self._fast.close()
+        self._curious.close()
+        if self._listener is not None:
+            self._listener.remove()
+        return left
+
+    def run(self) -> int:
+        """Start, serve until SIGTERM or SIGINT, drain; a second signal ends the draining at once.
+
+        Returns how many calls were left behind. They may be stuck in the kernel: end the process by `os._exit` if any.
+        For the main thread; the signals' former handlers are put back.
+        """
+        with signals(signal.SIGTERM, signal.SIGINT) as (wait, wake):
+            self.start()
+            log.info("serving on %s", self.endpoint)
+            first = wait()
+            log.info("%s: draining", first.name if first else "stop")
+            left: list[int] = []
+
+            def drain() -> None:
+                left.append(self.drain())
+                wake()
+
+            threading.Thread(target=drain, name="drain", daemon=True).start()
+            if wait() is not None:
+                log.warning("second signal: stopping at once")
+                return self.abandon()
+            return left[0]
+
+    def _serve_standard_services(self, services: Services) -> None:
+        self._routes.serve(health.CHECK, grpc.unary_unary_rpc_method_handler(Lane(self._health.check, self._fast)))
+        watch = Lane(self._health.watch, self._fast)
+        watch.experimental_non_blocking = True
+        self._routes.serve(health.WATCH, grpc.unary_stream_rpc_method_handler(watch))
+        reflects = reflection.Reflection([*services, health.NAME, *reflection.NAMES])
+        for method in reflection.METHODS:
+            info = Lane(reflects.info, self._curious)
+            self._routes.serve(method, grpc.stream_stream_rpc_method_handler(info))
+
+
+class Lane:
+    """A behaviour that grpcio runs on `pool`, not on the server's own threads (its `experimental_thread_pool`)."""
+
+    experimental_non_blocking = False
+
+    def __init__(self, behaviour: Callable[..., Any], pool: Pool) -> None:
+        self.behaviour = behaviour
+        self.experimental_thread_pool = pool
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.behaviour(*arguments)
+
+
+class Method:
+    """One method of a service, as grpcio calls it."""
+
+    def __init__(self, name: str, handler: Handler, pool: Pool) -> None:
+        self.name = name
+        self.handler = handler
+        self.experimental_thread_pool = pool
+
+    def __call__(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        remaining = context.time_remaining()
+        if remaining == 0 or not context.is_active():  # it waited for a thread longer than its caller waits for it
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call could begin")
+        deadline = None if remaining is None or remaining > FOREVER else time.monotonic() + remaining
+        call = ServerContext(self.name, deadline, cancelled=lambda: not context.is_active())
+        try:
+            reply = self.handler(request, call)
+            if isinstance(reply, bytes):
+                return reply
+            raise TypeError(f"the handler returned {type(reply).__name__}, not bytes")
+        except RpcError as error:
+            code, message = error.code, error.message
+        except BaseException as error:
+            code, message = Code.UNAVAILABLE, failure(self.name, error)
+        context.abort(STATUS[code], header_text(message))
+
+
+class Routes(grpc.GenericRpcHandler):
+    """Finds the behaviour of a method; a full backlog turns calls away. grpcio answers UNIMPLEMENTED for None."""
+
+    def __init__(self, calls: Pool, backlog: int, fast: Pool) -> None:
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._bounded: set[str] = set()
+        self._calls = calls
+        self._backlog = backlog
+        self._turned_away = grpc.unary_unary_rpc_method_handler(Lane(self._turn_away, fast))
+
+    def add(self, method: Method) -> None:
+        self.serve(method.name, grpc.unary_unary_rpc_method_handler(method))
+        if method.experimental_thread_pool is self._calls:
+            self._bounded.add(method.name)
+
+    def serve(self, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+        self._handlers[name] = handler
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        name = handler_call_details.method
+        if self._calls.waiting >= self._backlog and name in self._bounded:
+            return self._turned_away
+        return self._handlers.get(name)
+
+    def _turn_away(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        waiting = self._calls.waiting
+        context.abort(grpc.StatusCode.UNAVAILABLE, f"the driver is busy: {waiting} calls wait already; repeat it later")
+
+
+def failure(method: str, error: BaseException) -> str:
+    """Log an exception that no handler may let through, without its text, and return what the caller is told."""
+    reference = os.urandom(4).hex()
+    log.error("%s failed (reference %s)\n%s", method, reference, "\n".join(anatomy(error)))
+    return f"{method} failed inside the driver; reference {reference} in its log says where"
+
+
+def anatomy(error: BaseException) -> Iterator[str]:
+    """The classes and code lines of an exception and of what caused it, first cause first; no values, no messages."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        yield from anatomy(cause)
+        yield "which led to"
+    for frame in traceback.extract_tb(error.__traceback__):
+        yield f"  {frame.filename}:{frame.lineno} in {frame.name}"
+    yield f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def channel_options(options: Options) -> list[tuple[str, Any]]:
+    """grpcio's options for a server on a unix socket with long-lived clients."""
+    return [
+        ("grpc.max_receive_message_length", options.max_receive),
+        ("grpc.max_send_message_length", options.max_send),
+        ("grpc.so_reuseport", 0),
+        # A socket's peer cannot vanish silently: no pings of our own, and a sidecar's are welcome however many.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+Wait = Callable[[], signal.Signals | None]
+Wake = Callable[[], None]
+
+
+@contextmanager
+def signals(*wanted: signal.Signals) -> Iterator[tuple[Wait, Wake]]:
+    """Catch signals; yields a function that waits for the next one, and one by which a thread makes it return None.
+
+    A pipe carries them (`signal.set_wakeup_fd`): a handler that sets an event could meet the event's own lock, and
+    signals blocked for `sigwait` stay blocked in every program that the driver starts.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    former = {number: signal.signal(number, lambda *_: None) for number in wanted}
+    former_fd = signal.set_wakeup_fd(writer)
+
+    def wait() -> signal.Signals | None:
+        while True:
+            number = os.read(reader, 1)[0]
+            if number == 0:
+                return None
+            if number in wanted:
+                return signal.Signals(number)
+
+    try:
+        yield wait, lambda: (os.write(writer, b"\0"), None)[1]
+    finally:
+        signal.set_wakeup_fd(former_fd)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)

@@ -1,0 +1,95 @@
+"""Copying a volume that is in use: its file system is frozen meanwhile, so that the copy is one point in time and clean."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from volkit import FailedPrecondition
+from volkit.host import devices, loop, mounts
+
+log = logging.getLogger(__name__)
+
+_FIFREEZE: Final = 0xC0045877  # linux/fs.h
+_FITHAW: Final = 0xC0045878
+
+
+@contextmanager
+def frozen(image: str, limit: float) -> Iterator[None]:
+    """Everything written to the volume of this image file is in the file, and its mounted file system waits until the end.
+
+    A volume that is used as a raw device is flushed; its users can go on writing. Raises FailedPrecondition at the end
+    where it took more than `limit` seconds: the file system was let go then, and what was copied is not to be used.
+    """
+    with ExitStack() as stack:
+        for device in loop.find(image):
+            for mount_point in _mount_points(device):
+                stack.enter_context(_frozen(mount_point, limit))
+            devices.flush(device)
+        yield
+
+
+def thaw(image: str) -> None:
+    """Lets go what a process that was killed in `frozen` left frozen."""
+    for device in loop.find(image):
+        for mount_point in _mount_points(device):
+            descriptor = os.open(mount_point, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                if _thaw(descriptor):
+                    log.warning("%s was still frozen by a process that was killed: let go", mount_point)
+            finally:
+                os.close(descriptor)
+
+
+def _mount_points(device: str) -> list[str]:
+    """Where the file system on the device is mounted, once. btrfs is mounted under a device number of its own."""
+    rdev = os.stat(device).st_rdev
+    number = (os.major(rdev), os.minor(rdev))
+    found = [one for one in mounts.mounts() if one.device == number or (one.fs_type == "btrfs" and one.source == device)]
+    return [one.mount_point for one in found[:1]]
+
+
+@contextmanager
+def _frozen(mount_point: str, limit: float) -> Iterator[None]:
+    descriptor = os.open(mount_point, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        try:
+            fcntl.ioctl(descriptor, _FIFREEZE, 0)
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # frozen by somebody else: theirs to let go
+                raise
+            yield
+            return
+        timer = threading.Timer(limit, _thaw, [descriptor])
+        timer.start()
+        in_time = False
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+            in_time = _thaw(descriptor)
+        if not in_time:
+            raise FailedPrecondition(
+                f"copying took longer than the {limit:g} s that the file system at {mount_point} may be frozen "
+                "(freezeLimit): unmount the volume first, or put the pool on xfs or btrfs, where a copy takes no time"
+            )
+    finally:
+        os.close(descriptor)
+
+
+def _thaw(descriptor: int) -> bool:
+    """False where it was not frozen any more."""
+    try:
+        fcntl.ioctl(descriptor, _FITHAW, 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True

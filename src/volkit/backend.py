@@ -1,0 +1,113 @@
+"""A backend: the name a vendor's storage goes by, and the classes that make it up.
+
+```python
+class Acme(Backend[AcmeSettings, AcmeParameters]):
+    name = "acme"
+    settings = AcmeSettings        # the operator's: endpoints, pools (`-o endpoint=…`)
+    parameters = AcmeParameters    # per volume: StorageClass parameters, Flex options, Docker opts
+    controller = AcmeController
+    node = AcmeNode
+```
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import attrs
+from attrs import field, frozen
+
+from volkit.interfaces import Controller, Mixin, Node
+from volkit.model import MAX_BYTES, AccessMode, BlockVolume, Volume
+from volkit.operations import OPERATIONS, Operation
+from volkit.options import NoOptions, declared
+
+S = TypeVar("S")
+P = TypeVar("P")
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]", re.ASCII)
+GIB = 1024**3
+
+
+@frozen(kw_only=True)
+class Limits:
+    """What every volume of a backend has in common; the engine refuses the rest before the backend is asked.
+
+    Sizes in bytes. `default_size` is made where nothing is required. `fs_types` are what volkit may make on its block volumes,
+    the first by default. `access_modes` leaves out what the storage cannot do.
+    """
+
+    min_size: int = 1
+    max_size: int = MAX_BYTES
+    default_size: int = GIB
+    granularity: int = 1
+    fs_types: tuple[str, ...] = field(default=("ext4", "xfs", "btrfs", "ext3"), converter=tuple)
+    access_modes: frozenset[AccessMode] = field(default=frozenset(AccessMode), converter=frozenset)
+
+
+class Backend(Generic[S, P]):
+    """Names the classes. Never instantiated; volkit makes the controller and the node, where it needs them.
+
+    `volume` is the kind that every volume has; a backend with several kinds overrides `kind`. A backend without a
+    `controller` serves volumes that an administrator made.
+    """
+
+    name: ClassVar[str] = ""
+    settings: ClassVar[type] = NoOptions
+    parameters: ClassVar[type] = NoOptions
+    controller: ClassVar[type[Controller[Any, Any]] | None] = None
+    node: ClassVar[type[Node[Any]] | None] = None
+    volume: ClassVar[type[Volume]] = BlockVolume
+    limits: ClassVar[Limits] = Limits()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not _NAME.fullmatch(cls.name):
+            raise TypeError(f"{cls.__name__}.name is {cls.name!r}: give 2 to 32 characters of a-z, 0-9 and -, beginning with a letter")
+        for role in ("settings", "parameters"):
+            options = getattr(cls, role)
+            if not attrs.has(options) or options.__setattr__ is object.__setattr__:
+                raise TypeError(f"{cls.__name__}.{role} is not a frozen attrs class: decorate it with @attrs.frozen")
+            if role == "parameters":
+                declared(options)
+        if cls.controller is None and cls.node is None:
+            raise TypeError(f"{cls.__name__} has neither a controller nor a node: name at least one")
+        for role, base in (("controller", Controller), ("node", Node)):
+            named = getattr(cls, role)
+            if named is not None and not (isinstance(named, type) and issubclass(named, base)):
+                raise TypeError(f"{cls.__name__}.{role} is {named!r}: name a subclass of volkit.{base.__name__}")
+
+    @classmethod
+    def controller_class(cls, settings: S) -> type[Controller[S, P]] | None:
+        """The controller's class; override it where capabilities depend on the installation."""
+        return cls.controller
+
+    @classmethod
+    def kind(cls, parameters: P) -> type[Volume]:
+        """The kind of volume that these parameters make, known before anything is made."""
+        return cls.volume
+
+    @classmethod
+    def describe(cls) -> Mapping[str, Any]:
+        """Name, first line of the docstring, operations and options: what `volkit backends` and the docs show."""
+        return {
+            "name": cls.name,
+            "summary": (cls.__doc__ or "").strip().partition("\n")[0],
+            "kind": cls.volume.kind,
+            "operations": [one.name for one in supported(cls.controller, cls.node)],
+            "capabilities": sorted(mixins(cls.controller) | mixins(cls.node)),
+        }
+
+
+def mixins(cls: type | None) -> frozenset[str]:
+    """The names of the capability mixins a class inherits."""
+    bases = cls.__mro__ if cls else ()
+    return frozenset(base.__name__ for base in bases if issubclass(base, Mixin) and base is not Mixin and Mixin in base.__bases__)
+
+
+def supported(controller: type | None, node: type | None) -> tuple[Operation, ...]:
+    """The rows of the table that a backend of these classes can serve."""
+    sides = {"controller": controller, "node": node}
+    return tuple(one for one in OPERATIONS.values() if one.served_by(sides[one.side]))

@@ -1,0 +1,101 @@
+"""The `volkit` command. Adapters add their subcommands to it through the hook `volkit_adapter`.
+
+Exit codes: 0 done, 1 it did not succeed, 2 it was not asked for rightly. `--json` gives any answer to
+machines.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+
+_OWN = ("backends", "table")
+_ELSEWHERE = {"call": "volkit-csi", "demo": "volkit-csi"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code, or raises SystemExit with 2 for a wrong command line."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = _parser()
+    broken = [] if arguments and arguments[0] in _OWN else _add_adapters(commands)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:
+        parser.error(_unknown(arguments[0], list(commands.choices), broken))
+    args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return int(args.run(args))
+    except BrokenPipeError:  # the reader of `volkit … | head` has seen enough
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]:
+    from volkit import __version__
+    from volkit.launch import Parser
+
+    parser = Parser(prog="volkit", description="Look at volkit's backends and lifecycle, and at drivers.")
+    parser.add_argument("--version", action="version", version=f"volkit {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    listing = commands.add_parser(
+        "backends", help="list the installed backends, the broken ones with the reason"
+    )
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    listing.set_defaults(run=_backends)
+    table = commands.add_parser(
+        "table", help="show the lifecycle: every operation, what it takes and where it leads"
+    )
+    form = table.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_const", dest="form", const="json", help="as JSON")
+    form.add_argument(
+        "--markdown", action="store_const", dest="form", const="markdown", help="as a Markdown table"
+    )
+    form.add_argument(
+        "--mermaid", action="store_const", dest="form", const="mermaid", help="the states as a diagram"
+    )
+    table.set_defaults(run=_table)
+    return parser, commands
+
+
+def _backends(args: argparse.Namespace) -> int:
+    from volkit.cli.backends import show
+
+    return show(json=args.json)
+
+
+def _table(args: argparse.Namespace) -> int:
+    from volkit.cli.table import show
+
+    return show(args.form)
+
+
+def _add_adapters(commands: argparse._SubParsersAction[Any]) -> list[str]:
+    """Let each adapter add its commands; returns what is wrong with those that cannot."""
+    from volkit.registry import adapters
+
+    broken = []
+    for found in adapters():
+        if found.loaded is None:
+            broken.append(f"adapter {found.name}: {found.error}")
+            continue
+        try:
+            found.loaded.add_commands(commands)
+        except Exception as error:
+            broken.append(f"adapter {found.name} cannot add its commands: {type(error).__name__}: {error}")
+    return broken
+
+
+def _unknown(command: str, known: list[str], broken: list[str]) -> str:
+    if broken:
+        return f"there is no command {command!r}, perhaps since {'; '.join(broken)}"
+    if command in _ELSEWHERE:
+        home = _ELSEWHERE[command]
+        return f"the command {command!r} comes with {home}: `pip install {home}`"
+    return f"there is no command {command!r}: choose {', '.join(sorted(known))}"

@@ -1,0 +1,124 @@
+"""The engine: validate -> lock -> journal -> call -> settle. The only place with policy; adapters and backends have none.
+
+```python
+engine = Engine(LoopBackend, settings, state_dir=Path("/var/lib/volkit/loop"), node_id="n1")
+volume = engine.run("create_volume", CreateVolumeRequest(name="pvc-1", parameters={}, capabilities=(Capability(),)))
+```
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from volkit.backend import Backend, supported
+from volkit.errors import FailedPrecondition, InvalidArgument, Unsupported
+from volkit.interfaces import Controller, FindsByName, Mixin, Node, TakesIds, TakesTokens
+from volkit.journal import Journal, open_journal
+from volkit.locks import Locks
+from volkit.operations import OPERATIONS, Operation
+
+SERVICES = ("controller", "node")
+
+
+@frozen(kw_only=True)
+class Call:
+    """What a call from outside allows: an answer by `deadline` (time.monotonic() seconds), and `wait` seconds for the volume's lock."""
+
+    deadline: float | None = None
+    wait: float = 2.0
+
+    def patience(self) -> float:
+        """Seconds that may be spent on waiting for another operation."""
+        return self.wait if self.deadline is None else max(0.0, min(self.wait, self.deadline - time.monotonic()))
+
+
+class Engine:
+    """One backend at work. `state_dir` holds the lock file and, unless a `journal` is given, the journal.
+
+    Several engines, in one process or in many, may share a state directory. What a node knows of itself stays in the state
+    directory also where the controller's `journal` is elsewhere.
+
+    Raises FailedPrecondition where a journal in memory would make the backend double its volumes.
+    """
+
+    def __init__(
+        self,
+        backend: type[Backend[Any, Any]],
+        settings: object,
+        *,
+        state_dir: Path,
+        journal: Journal | None = None,
+        node_id: str = "",
+        services: Collection[str] = SERVICES,
+    ) -> None:
+        from volkit.provisioning import Provisioning
+        from volkit.staging import Staging
+
+        self.backend = backend
+        self.node_id = node_id
+        self.services = frozenset(services)
+        if unknown := self.services - set(SERVICES):
+            raise InvalidArgument(f"unknown service {min(unknown)!r}: give controller, node or both")
+        if "node" in self.services and not node_id:
+            raise InvalidArgument("a node service needs the node's id")
+        controller_class = backend.controller_class(settings) if "controller" in self.services else None
+        node_class = backend.node if "node" in self.services else None
+        self._closing: list[Journal] = []
+        local = journal
+        if local is None or node_class:
+            local = self._open(f"sqlite://{state_dir.absolute() / 'journal.db'}")
+        self.journal = local if journal is None else journal
+        _refuse_doubling(backend, controller_class, self.journal)
+        self.locks = Locks(state_dir / "locks")
+        self.controller: Controller[Any, Any] | None = controller_class(settings, node_id) if controller_class else None
+        self.node: Node[Any] | None = node_class(settings, node_id) if node_class else None
+        self.operations: Mapping[str, Operation] = {one.name: one for one in supported(controller_class, node_class)}
+        staging = Staging(self.node, backend, local, self.locks, node_id) if self.node else None
+        sides: dict[str, object] = {"node": staging}
+        if self.controller:
+            sides["controller"] = Provisioning(self.controller, backend, self.journal, self.locks, staging)
+        self._run = {name: getattr(sides[one.side], name) for name, one in self.operations.items()}
+
+    def _open(self, url: str) -> Journal:
+        journal = open_journal(url)
+        self._closing.append(journal)
+        return journal
+
+    def has(self, mixin: type[Mixin]) -> bool:
+        """Does the backend, as served here, have this capability?"""
+        return isinstance(self.controller, mixin) or isinstance(self.node, mixin)
+
+    def run(self, operation: str, request: Any, call: Call = Call()) -> Any:
+        """Do one operation of the table; `request` and what is returned are of the classes in its row.
+
+        Raises only errors of `volkit.errors`: Unsupported for a row that is not served here; for an exception of the backend
+        that is none of these, what is found out by looking, else Unavailable.
+        """
+        run = self._run.get(operation)
+        if run is None:
+            row = OPERATIONS[operation]
+            why = f"{row.side} service is off" if row.side not in self.services else f"backend {self.backend.name!r} cannot do it"
+            raise Unsupported(f"{operation}: the {why}")
+        return run(request, call)
+
+    def close(self) -> None:
+        """Let go of the journal. Nothing that runs is stopped."""
+        for journal in self._closing:
+            journal.close()
+
+
+def _refuse_doubling(backend: type[Backend[Any, Any]], controller: type | None, journal: Journal) -> None:
+    """A backend whose creates cannot be found again is safe only as long as the journal is."""
+    from volkit.journal.memory import MemoryJournal
+
+    safe = controller is None or issubclass(controller, FindsByName | TakesIds | TakesTokens)
+    if not safe and isinstance(journal, MemoryJournal):
+        raise FailedPrecondition(
+            f"backend {backend.name!r} finds no volume by name, takes no ids and no tokens: after a crash only a durable journal "
+            "tells what was made; give one that follows the controller, such as sqlite:///PATH on a volume of its own"
+        )

@@ -1,0 +1,381 @@
+"""How every adapter starts: the same flags, environment variables and configuration file for all of them.
+
+```python
+parser = Parser(prog="volkit-csi", description="…")
+add_arguments(parser)
+parser.add_argument("--endpoint", default="unix:///run/volkit/csi.sock", help="…")
+args = parser.parse(argv, variables={"endpoint": "CSI_ENDPOINT"})
+configure_logging(args.log_level, args.log_format)
+try:
+    engine = open_engine(args)
+except VolkitError as error:
+    parser.error(error.message)  # one sentence on stderr, exit code 2
+```
+
+A setting is looked for in this order: the flag, the environment, the file of `--config`, the default.
+
+| Flag | Environment | File (TOML) |
+|---|---|---|
+| `--state-dir DIR` | `VOLKIT_STATE_DIR` | `state-dir = "DIR"` |
+| `-o accessKey=KEY` | `VOLKIT_OPTION_ACCESS_KEY` | `accessKey = "KEY"` in `[options]` |
+
+An empty variable counts as not set. An option whose value begins with `@/` is read from that file (`@@`
+begins a value that begins with `@`). A secret one is taken from a file or from the environment, never from
+the command line, which every user of the machine can read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from volkit import options
+from volkit.backend import Backend
+from volkit.engine import SERVICES, Engine
+from volkit.errors import FailedPrecondition, InvalidArgument
+from volkit.guard import redact
+from volkit.journal import open_journal
+
+STATE_DIR = Path("/var/lib/volkit")
+LEVELS = ("debug", "info", "warning", "error")
+_VARIABLE = "VOLKIT_"
+_OPTION_VARIABLE = "VOLKIT_OPTION_"
+_MAX_FILE_BYTES = 1024 * 1024
+
+
+# -- arguments -----------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the environment and a configuration file behind the flags, and errors of one sentence."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one sentence on stderr, and exit with 2."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+
+    def parse(
+        self,
+        argv: Sequence[str] | None = None,
+        environ: Mapping[str, str] = os.environ,
+        variables: Mapping[str, str] | None = None,
+    ) -> argparse.Namespace:
+        """The arguments; one not given comes from `environ`, the file of `--config`, or is its default.
+
+        `variables` names a second variable for an argument, looked at where `VOLKIT_…` is not set. `option`
+        becomes a list of (source, key, text) from all three. Exits with 2 for bad ones.
+        """
+        try:
+            config = _read_config(self._config_path(argv, environ))
+            table = config.pop("options", {})
+            if not isinstance(table, dict):
+                raise InvalidArgument(
+                    "'options' in the configuration file is not a table: begin it with [options]"
+                )
+            found = {**self._from_config(config), **self._from_environ(environ, variables or {})}
+            stored = [("[options]", key, _text(key, value)) for key, value in table.items()]
+        except InvalidArgument as error:
+            self.error(error.message)
+        self.set_defaults(**found)
+        for action in self._actions:
+            action.required = action.required and action.dest not in found
+        args = self.parse_args(argv)
+        given = [("-o", key, text) for key, text in getattr(args, "option", None) or ()]
+        args.option = [*given, *_from_variables(environ), *stored]
+        return args
+
+    def _config_path(self, argv: Sequence[str] | None, environ: Mapping[str, str]) -> str:
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        first.add_argument("--config")
+        try:
+            given: str | None = first.parse_known_args(argv)[0].config
+        except argparse.ArgumentError as error:
+            self.error(str(error))
+        return given if given is not None else environ.get(f"{_VARIABLE}CONFIG", "")
+
+    def _flags(self) -> dict[str, argparse.Action]:
+        others = ("help", "version", "config", "option")
+        return {one.dest: one for one in self._actions if one.option_strings and one.dest not in others}
+
+    def _from_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        flags = {dest.replace("_", "-"): action for dest, action in self._flags().items()}
+        if unknown := sorted(config.keys() - flags.keys()):
+            raise InvalidArgument(
+                f"unknown key {unknown[0]!r} in the configuration file: valid are "
+                f"{', '.join(sorted(flags))} and the table options"
+            )
+        return {
+            flags[key].dest: _convert(flags[key], _text(key, value), f"{key!r} in the configuration file")
+            for key, value in config.items()
+        }
+
+    def _from_environ(self, environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, Any]:
+        found = {}
+        for dest, action in self._flags().items():
+            names = (_VARIABLE + dest.upper(), variables.get(dest, ""))
+            if name := next((name for name in names if environ.get(name)), None):
+                found[dest] = _convert(action, environ[name], name)
+        return found
+
+
+def add_arguments(parser: argparse.ArgumentParser, backend: type[Backend[Any, Any]] | None = None) -> None:
+    """Add what all adapters share; without `--backend` where the driver is made for one `backend`."""
+    if backend is None:
+        parser.add_argument(
+            "--backend", default="", metavar="NAME", help="the backend to serve; `volkit backends` lists them"
+        )
+    parser.add_argument(
+        "-o",
+        "--option",
+        action="append",
+        type=_pair,
+        metavar="KEY=VALUE",
+        help="a setting of the backend, repeatable; KEY=@/FILE takes the value (a secret, say) from a file",
+    )
+    parser.add_argument(
+        "--state-dir",
+        type=_path,
+        metavar="DIR",
+        help=f"what must survive a restart (default: {STATE_DIR}/BACKEND)",
+    )
+    parser.add_argument(
+        "--journal",
+        default="",
+        metavar="URL",
+        help="sqlite:///PATH or memory:// (default: in the state directory)",
+    )
+    parser.add_argument(
+        "--node-id",
+        default=os.uname().nodename,
+        metavar="ID",
+        help="this node's id (default: the host's name)",
+    )
+    parser.add_argument(
+        "--services",
+        type=_services,
+        default=SERVICES,
+        metavar="LIST",
+        help="controller, node or controller,node (default: both)",
+    )
+    parser.add_argument(
+        "--config", default="", metavar="FILE", help="a TOML file: flags as keys, the table [options] for -o"
+    )
+    parser.add_argument(
+        "--log-level", choices=LEVELS, default="info", help="how much is logged (default: info)"
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="for people or for machines (default: text)",
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise argparse.ArgumentTypeError(f"{key!r} has no value: write KEY=VALUE")
+    return key, value
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: give a directory")
+    return Path(text)
+
+
+def _services(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or set(names) - set(SERVICES):
+        raise argparse.ArgumentTypeError(f"{text!r} is not controller, node or controller,node")
+    return names
+
+
+def _convert(action: argparse.Action, text: str, source: str) -> Any:
+    """What the flag's own reading makes of a text from elsewhere. Raises InvalidArgument."""
+    try:
+        if action.nargs == 0:  # a flag without a value, such as --reflection
+            return _read_switch(text)
+        value = action.type(text) if callable(action.type) else text
+    except (ValueError, TypeError, argparse.ArgumentTypeError, InvalidArgument) as error:
+        raise InvalidArgument(f"{source}: {error}") from None
+    if action.choices is not None and value not in action.choices:
+        raise InvalidArgument(f"{source}: {text!r} is not one of {', '.join(map(str, action.choices))}")
+    return value
+
+
+def _read_switch(text: str) -> bool:
+    if (word := text.strip().lower()) not in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+        raise ValueError(f"{text!r} is not true or false")
+    return word in ("true", "yes", "on", "1")
+
+
+def _from_variables(environ: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
+    for name, text in environ.items():
+        if name.startswith(_OPTION_VARIABLE) and text:
+            yield name, name.removeprefix(_OPTION_VARIABLE).lower(), text
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    if not path:
+        return {}
+    import tomllib
+
+    try:
+        return tomllib.loads(_read_file(Path(path)))
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidArgument(f"configuration file {path}: {error}") from None
+
+
+def _text(key: str, value: Any) -> str:
+    """A TOML value as a user would write it in a flag."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list) and not any(isinstance(one, list | dict) for one in value):
+        return ",".join(_text(key, one) for one in value)
+    if isinstance(value, list | dict):
+        raise InvalidArgument(
+            f"{key!r} in the configuration file is a table: give one value, or a list of them"
+        )
+    return str(value)
+
+
+def _read_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+        if len(content) > _MAX_FILE_BYTES:
+            raise InvalidArgument(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
+        return content.decode()
+    except UnicodeDecodeError:
+        raise InvalidArgument(f"{path} is not a text file in UTF-8") from None
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror}") from None
+
+
+# -- the engine ----------------------------------------------------------------------------------------------
+
+
+def open_engine(args: argparse.Namespace, backend: type[Backend[Any, Any]] | None = None) -> Engine:
+    """The engine that the arguments of `Parser.parse` ask for; `backend` where the driver is made for one.
+
+    Makes the state directory, for its owner only. Raises InvalidArgument, NotFound and FailedPrecondition.
+    """
+    if backend is None:
+        if not args.backend:
+            raise InvalidArgument(
+                "no backend: give --backend NAME or set VOLKIT_BACKEND; `volkit backends` lists them"
+            )
+        from volkit.registry import load_backend
+
+        backend = load_backend(args.backend)
+    settings = read_settings(backend, args.option)
+    state_dir = args.state_dir or STATE_DIR / backend.name
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(f"state directory {state_dir} cannot be made: {error.strerror}") from None
+    journal = open_journal(args.journal) if args.journal else None
+    return Engine(
+        backend,
+        settings,
+        state_dir=state_dir,
+        journal=journal,
+        node_id=args.node_id,
+        services=frozenset(args.services),
+    )
+
+
+def read_settings(backend: type[Backend[Any, Any]], given: Iterable[tuple[str, str, str]]) -> Any:
+    """The backend's settings out of (source, key, text) triples, the most important source first.
+
+    Raises InvalidArgument for an unknown option, with the valid ones; for one that is given twice in one
+    place; for a secret one on the command line.
+    """
+    spelled = {spelling: one for one in options.declared(backend.settings) for spelling in one.spellings}
+    chosen: dict[str, tuple[str, str]] = {}
+    for source, key, text in given:
+        one = spelled.get(key)
+        name = one.key if one else key
+        if one and one.secret and source == "-o" and not text.startswith("@/"):
+            raise InvalidArgument(
+                f"option {key!r} is secret and every user can read the command line: write -o {key}=@/FILE, "
+                f"or set {_OPTION_VARIABLE}{one.field.upper()}"
+            )
+        if name in chosen and chosen[name][0] == source:
+            raise InvalidArgument(f"option {name!r} is given twice by {source}")
+        chosen.setdefault(name, (source, text))
+    values = {name: _value(name, text) for name, (_, text) in chosen.items()}
+    hide(*(text for name, text in values.items() if name in spelled and spelled[name].secret))
+    return options.read(backend.settings, values, what="option")
+
+
+def _value(name: str, text: str) -> str:
+    """An option's text, or what is in the file it names, less the line's end."""
+    if text.startswith("@/"):
+        try:
+            return _read_file(Path(text[1:])).removesuffix("\n").removesuffix("\r")
+        except InvalidArgument as error:
+            raise InvalidArgument(f"option {name!r}: {error}") from None
+    return text[1:] if text.startswith("@@") else text
+
+
+# -- the log -------------------------------------------------------------------------------------------------
+
+_hidden: set[str] = set()
+_PLAIN = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
+
+
+def hide(*values: str) -> None:
+    """Log `***` instead of these texts from now on; `open_engine` does it for secret options."""
+    _hidden.update(filter(None, values))
+
+
+def configure_logging(level: str = "info", form: str = "text", stream: TextIO | None = None) -> None:
+    """Log to `stream` (default: stderr) lines for people (`text`) or JSON objects, one a line (`json`)."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_JsonLines() if form == "json" else _Lines())
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+class _Lines(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z INFO volkit.engine: …`; more lines are indented: none can be faked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        shown = redact(text, *_hidden).replace("\n", "\n    ")
+        return f"{_timestamp(record)} {record.levelname} {record.name}: {shown}"
+
+
+class _JsonLines(logging.Formatter):
+    """The keys time, level, logger, message, exception where there is one, and the call's own `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        import json
+
+        fields = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _shown(record.getMessage()),
+        }
+        if record.exc_info:
+            fields["exception"] = _shown(self.formatException(record.exc_info))
+        extra = {key: _shown(value) for key, value in vars(record).items() if key not in _PLAIN}
+        return json.dumps({**extra, **fields}, ensure_ascii=False)
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
+def _shown(value: object) -> Any:
+    return value if value is None or isinstance(value, bool | int | float) else redact(str(value), *_hidden)

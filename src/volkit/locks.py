@@ -1,0 +1,117 @@
+"""One operation per volume at a time, among the threads of a process and the processes of a host.
+
+A lock is a byte of one file, locked by an open file description (man 2 fcntl, F_OFD_SETLK): it excludes other processes, goes
+away with its holder, and leaves no file per volume behind. Two keys that share a byte (one in 2**62) merely wait for each
+other. Threads of one process wait for each other in memory first, so that a wait is woken rather than polled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from volkit.errors import Aborted
+
+_FLOCK = "hhqqi"  # struct flock: type, whence, start, len, pid; native alignment
+_POLL_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+
+
+class _Turn:
+    """A thread's lock of one key, and how many want it."""
+
+    __slots__ = ("lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+
+
+class Locks:
+    """All locks of one state directory. `path` is the lock file, or None for locks among threads alone."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._turns: dict[str, _Turn] = {}
+        self._guard = threading.Lock()
+        if path is not None:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    @contextmanager
+    def hold(self, *keys: str, wait: float) -> Iterator[None]:
+        """Hold all of `keys`, taken in the order given, waiting up to `wait` seconds in all.
+
+        Everybody names keys in the same order (a name before an id, a volume before a target), so that nobody waits in a
+        ring. Raises Aborted where somebody else holds one of them for longer.
+        """
+        deadline = time.monotonic() + wait
+        held: list[tuple[str, _Turn, int]] = []
+        try:
+            for key in dict.fromkeys(keys):
+                held.append(self._take(key, deadline))
+            yield
+        finally:
+            for key, turn, fd in reversed(held):
+                self._release(key, turn, fd)
+
+    def _take(self, key: str, deadline: float) -> tuple[str, _Turn, int]:
+        with self._guard:
+            turn = self._turns.setdefault(key, _Turn())
+            turn.users += 1
+        if not turn.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            self._leave(key, turn)
+            raise _busy(key)
+        fd = -1
+        try:
+            if self._path is not None:
+                fd = _lock_byte(self._path, key, deadline)
+        except BaseException:
+            turn.lock.release()
+            self._leave(key, turn)
+            raise
+        return key, turn, fd
+
+    def _release(self, key: str, turn: _Turn, fd: int) -> None:
+        if fd >= 0:
+            os.close(fd)
+        turn.lock.release()
+        self._leave(key, turn)
+
+    def _leave(self, key: str, turn: _Turn) -> None:
+        with self._guard:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[key]
+
+
+def _busy(key: str) -> Aborted:
+    kind, _, name = key.partition("/")
+    return Aborted(f"another operation on {kind} {name!r} is under way: repeat the call in a moment")
+
+
+def _lock_byte(path: Path, key: str, deadline: float) -> int:
+    """A new open file description of `path` that holds the byte of `key`."""
+    start = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 2
+    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for attempt in range(1 << 30):
+            with suppress(BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the file system likes
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
+                return fd
+            pause = _POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)]
+            if time.monotonic() + pause > deadline:
+                break
+            time.sleep(pause)
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    raise _busy(key)

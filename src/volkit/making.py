@@ -1,0 +1,188 @@
+"""Things made by name, never twice and never lost: volumes, and snapshots.
+
+The name is recorded before the backend is asked (one durable write), the id after it (not durable: it can be found again).
+
+    volume-name/<name>  {"state": "creating", "token": …, "request": …}   then  {"id": …}
+    volume/<id>         {"name": …, "request": …}                        and while it goes  {…, "state": "deleting"}
+
+After a crash the repeat of a call finds the record of the first, looks at what really happened, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar
+
+from attrs import frozen
+
+from volkit.errors import AlreadyExists, Ambiguous, NotFound, Unavailable, VolkitError
+from volkit.interfaces import Controller, FindsByName, TakesIds, TakesTokens
+from volkit.journal import Delete, Journal, Put, key
+from volkit.locks import Locks
+from volkit.model import Secrets, Snapshot, Volume
+
+T = TypeVar("T", Volume, Snapshot)
+
+_log = logging.getLogger("volkit.engine")
+
+
+@frozen
+class Found(Generic[T]):
+    """What a name stands for: the thing as its storage shows it, and what was asked for when it was made (None: not recorded)."""
+
+    thing: T
+    asked: Mapping[str, Any] | None
+
+
+class Making(Generic[T]):
+    """Creates and deletes things of one sort through a controller. The caller holds `lock_name` or `lock_id`.
+
+    `look` gets one by id or by name (keywords `id`, `name`, `secrets`) and raises NotFound; `remove(id, secrets)` deletes one.
+    `secrets` are those of the call that is served.
+    """
+
+    def __init__(
+        self,
+        sort: str,
+        controller: Controller[Any, Any],
+        journal: Journal,
+        locks: Locks,
+        *,
+        look: Callable[..., T],
+        remove: Callable[[str, Secrets], None],
+    ) -> None:
+        self._sort = sort
+        self._journal = journal
+        self._locks = locks
+        self._look: Callable[..., T] = look
+        self._remove = remove
+        self._takes_ids = isinstance(controller, TakesIds)
+        self._finds_names = isinstance(controller, FindsByName)
+        self._findable = self._takes_ids or self._finds_names
+        self._repeatable = self._findable or isinstance(controller, TakesTokens)
+
+    def _name_key(self, name: str) -> str:
+        return key(f"{self._sort}-name", name)
+
+    def _id_key(self, id_: str) -> str:
+        return key(self._sort, id_)
+
+    def id_for(self, name: str) -> str:
+        """The id that volkit chooses for a name: the same each time, so that a lost journal loses nothing; "" where the backend chooses."""
+        if not self._takes_ids:
+            return ""
+        return f"{self._sort[0]}-{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+    def lock_name(self, name: str, wait: float) -> AbstractContextManager[None]:
+        """Create's side of the lock domain: the name, and the id where it is known already."""
+        id_ = self.id_for(name)
+        return self._locks.hold(self._name_key(name), *([self._id_key(id_)] if id_ else []), wait=wait)
+
+    def lock_id(self, id_: str, wait: float) -> AbstractContextManager[None]:
+        """Delete's side: the recorded name of the id, if there is one, and the id."""
+        entry = self._journal.get(self._id_key(id_))
+        name = entry.value.get("name") if entry else None
+        return self._locks.hold(*([self._name_key(name)] if name else []), self._id_key(id_), wait=wait)
+
+    def find(self, name: str, secrets: Secrets) -> Found[T] | None:
+        """What was made under `name`, by this or an earlier process, as it is now; None where there is nothing."""
+        entry = self._journal.get(self._name_key(name))
+        record = entry.value if entry else {}
+        id_ = record.get("id") or self.id_for(name)
+        made = self._journal.get(self._id_key(id_)) if id_ else None
+        if made and made.value.get("state") == "deleting":
+            self.delete(id_, secrets)
+            return None
+        thing = self._look_for(id_, name, secrets)
+        if thing is not None:
+            asked = record.get("request") or (made.value.get("request") if made else None)
+            if "id" not in record:
+                self._settle(name, thing, asked)
+            return Found(thing, asked)
+        if record.get("id"):
+            self._forget(name, id_)
+        elif record and not self._repeatable:
+            raise Unavailable(
+                f"it is not known whether {self._sort} {name!r} was made when an earlier call was cut short, and this storage "
+                "cannot be asked: look for it there, remove it or not, and then delete the journal's record of this name"
+            )
+        return None
+
+    def create(self, name: str, secrets: Secrets, asked: Mapping[str, Any], make: Callable[[str, str], T]) -> T:
+        """Make it with `make(id, token)`; `asked` is kept for comparing repeats. `find` has returned None before.
+
+        Raises the backend's own final error where it is proven that nothing was made, an Ambiguous one where it may have been.
+        """
+        name_key = self._name_key(name)
+        entry = self._journal.get(name_key)
+        token = (entry.value.get("token") if entry else None) or uuid.uuid4().hex
+        self._journal.write(Put(name_key, {"state": "creating", "token": token, "request": asked}), durable=True)
+        try:
+            thing = make(self.id_for(name), token)
+        except VolkitError as error:
+            thing = self._after_failure(name, secrets, error)
+        self._settle(name, thing, asked)
+        return thing
+
+    def _after_failure(self, name: str, secrets: Secrets, error: VolkitError) -> T:
+        """Settle a failed create by looking: the thing where it is there after all, else the error that is true."""
+        final = not isinstance(error, Ambiguous)
+        if not self._findable:
+            if final:
+                self._journal.write(Delete(self._name_key(name)), durable=False)
+            raise error
+        try:
+            thing = self._look_for(self.id_for(name), name, secrets)
+            if thing is not None and final and not isinstance(error, AlreadyExists):
+                self._remove(thing.id, secrets)  # refused after it was begun: nothing half-made stays
+                thing = self._look_for(self.id_for(name), name, secrets)
+        except VolkitError as second:
+            _log.warning("after a failed create of %s %r: looking failed too (%s)", self._sort, name, second.message)
+            raise error if not final else Unavailable(f"{error.message}; whether something was made is not known yet") from second
+        if thing is None:
+            if final:
+                self._journal.write(Delete(self._name_key(name)), durable=False)
+            raise error
+        if final and not isinstance(error, AlreadyExists):
+            raise Unavailable(f"{error.message}; what was begun could not be removed yet") from error
+        return thing
+
+    def _look_for(self, id_: str, name: str, secrets: Secrets) -> T | None:
+        try:
+            if id_:
+                return self._look(id=id_, secrets=secrets)
+            return self._look(name=name, secrets=secrets) if self._finds_names else None
+        except NotFound:
+            return None
+
+    def _settle(self, name: str, thing: T, asked: Mapping[str, Any] | None) -> None:
+        self._journal.write(
+            Put(self._name_key(name), {"id": thing.id}),
+            Put(self._id_key(thing.id), {"name": name, "request": asked}),
+            durable=not self._findable,
+        )
+
+    def delete(self, id_: str, secrets: Secrets) -> None:
+        """Remove it, recorded or not; gone already is success. The record goes last, so that a repeat finishes what was cut short."""
+        id_key = self._id_key(id_)
+        entry = self._journal.get(id_key)
+        record = entry.value if entry else {}
+        if record.get("state") != "deleting":
+            self._journal.write(Put(id_key, {**record, "state": "deleting"}), durable=True)
+        try:
+            self._remove(id_, secrets)
+        except VolkitError as error:
+            if not isinstance(error, Ambiguous):
+                self._journal.write(Put(id_key, record) if record else Delete(id_key), durable=False)
+            raise
+        self._forget(record.get("name"), id_)
+
+    def _forget(self, name: str | None, id_: str) -> None:
+        gone = [Delete(self._id_key(id_))]
+        if name is not None:
+            gone.append(Delete(self._name_key(name)))
+        self._journal.write(*gone, durable=False)

@@ -1,0 +1,27 @@
+"""A node's id on the wire, which carries what the node knows of itself to a controller that never sees it: `n1?iqn=…&wwn=…`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import parse_qsl, urlencode
+
+from volkit.errors import FailedPrecondition, InvalidArgument
+
+MAX_BYTES = 256
+"""CSI spec, NodeGetInfoResponse.node_id."""
+
+
+def encode_node_id(name: str, facts: Mapping[str, str]) -> str:
+    """The node's name, with its facts behind a `?` where there are any. Raises FailedPrecondition beyond 256 bytes."""
+    if "?" in name:
+        raise InvalidArgument(f"node id {name!r} must not contain '?'")
+    text = f"{name}?{urlencode(sorted(facts.items()), safe=':/')}" if facts else name
+    if len(text.encode()) > MAX_BYTES:
+        raise FailedPrecondition(f"node id {name!r} and its facts ({', '.join(sorted(facts))}) take more than {MAX_BYTES} bytes")
+    return text
+
+
+def decode_node_id(text: str) -> tuple[str, dict[str, str]]:
+    """(name, facts) of what `encode_node_id` made; any other text is a name without facts."""
+    name, _, query = text.partition("?")
+    return name, dict(parse_qsl(query))

@@ -1,0 +1,440 @@
+"""The controller's side of the engine: every operation on volumes and snapshots, around the backend's own methods."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from volkit import interfaces, model, options, requests, validate
+from volkit.backend import Backend
+from volkit.errors import (
+    AlreadyExists,
+    Ambiguous,
+    InUse,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    Unavailable,
+    VolkitError,
+)
+from volkit.guard import call_backend
+from volkit.interfaces import Controller
+from volkit.journal import Delete, Journal, Put, key
+from volkit.locks import Locks
+from volkit.making import Found, Making
+from volkit.model import Snapshot, Volume
+from volkit.node_ids import decode_node_id
+
+if TYPE_CHECKING:
+    from volkit.engine import Call
+    from volkit.staging import Staging
+
+T = TypeVar("T")
+
+class Provisioning:
+    """One method per operation of the table's controller side, each `(request, call)`."""
+
+    def __init__(
+        self,
+        controller: Controller[Any, Any],
+        backend: type[Backend[Any, Any]],
+        journal: Journal,
+        locks: Locks,
+        staging: Staging | None,
+    ) -> None:
+        self._controller: Any = controller  # Any: a capability's method is there when its operation is (see operations)
+        self._backend = backend
+        self._limits = backend.limits
+        self._journal = journal
+        self._locks = locks
+        self._staging = staging
+        self._volumes: Making[Volume] = Making(
+            "volume", controller, journal, locks, look=self._look_volume, remove=self._remove_volume
+        )
+        self._snapshots: Making[Snapshot] = Making(
+            "snapshot", controller, journal, locks, look=self._look_snapshot, remove=self._remove_snapshot
+        )
+
+    def _has(self, mixin: type[interfaces.Mixin]) -> bool:
+        return isinstance(self._controller, mixin)
+
+    # -- volumes -------------------------------------------------------------------------------------------------------
+
+    def create_volume(self, request: requests.CreateVolumeRequest[Mapping[str, str]], call: Call) -> Volume:
+        validate.check_name(request.name)
+        validate.check_capacity_range(request.capacity_range)
+        request, kind, asked = self._prepared(request)
+        with self._volumes.lock_name(request.name, call.patience()):
+            found = self._volumes.find(request.name, request.secrets)
+            if found is None:
+                request = attrs.evolve(request, size=self._size_for(request))
+                make = functools.partial(self._make, request)
+                volume = self._volumes.create(request.name, request.secrets, asked, make)
+                found = Found(volume, asked)
+            if reason := _incompatible(found, request, kind, asked):
+                raise AlreadyExists(f"volume {request.name!r} exists and is another one: {reason}")
+            return _allow_first_format(found.thing)
+
+    def _prepared(
+        self, request: requests.CreateVolumeRequest[Mapping[str, str]]
+    ) -> tuple[requests.CreateVolumeRequest[Any], type[Volume], dict[str, Any]]:
+        """The request with typed parameters, checked as far as it can be without asking anybody; the kind; what the record keeps."""
+        declared = options.declared(self._backend.parameters)
+        if request.mutable_parameters:
+            self._check_mutable(request.mutable_parameters)
+        fields = options.read_fields(self._backend.parameters, request.parameters)
+        fields |= options.read_fields(self._backend.parameters, request.mutable_parameters, "mutable parameter")
+        typed: Any = options.complete(self._backend.parameters, fields)
+        kind = self._backend.kind(typed)
+        self._check_capabilities(request.capabilities, kind)
+        self._check_source_allowed(request.source)
+        asked = {
+            "parameters": {one.key: str(getattr(typed, one.field)) for one in declared if not one.secret},
+            "access": sorted({capability.access_type.value for capability in request.capabilities}),
+        }
+        return attrs.evolve(request, parameters=typed, mutable_parameters=model.EMPTY), kind, asked
+
+    def _check_mutable(self, values: Mapping[str, str]) -> dict[str, Any]:
+        fields = options.read_fields(self._backend.parameters, values, "mutable parameter")
+        fixed = [one.key for one in options.declared(self._backend.parameters) if one.field in fields and not one.mutable]
+        if fixed:
+            raise InvalidArgument(f"parameter {fixed[0]!r} cannot be changed later: give it as an ordinary parameter")
+        return fields
+
+    def _check_capabilities(self, capabilities: tuple[model.Capability, ...], kind: type[Volume]) -> None:
+        validate.check_capabilities(
+            capabilities, kind, modes=self._limits.access_modes, fs_types=self._limits.fs_types
+        )
+
+    def _check_source_allowed(self, source: model.Source | None) -> None:
+        if isinstance(source, model.SnapshotSource):
+            validate.check_id(source.snapshot_id, "volume_content_source.snapshot_id")
+            if not self._has(interfaces.Snapshots):
+                raise InvalidArgument(f"backend {self._backend.name!r} makes no volumes from snapshots")
+        elif source is not None:
+            validate.check_id(source.volume_id, "volume_content_source.volume_id")
+            if not self._has(interfaces.Clones):
+                raise InvalidArgument(f"backend {self._backend.name!r} makes no volumes from volumes")
+
+    def _size_for(self, request: requests.CreateVolumeRequest[Any]) -> int:
+        """Bytes to make: what is asked for, and no less than the source holds. Raises NotFound for the source, OutOfRange."""
+        limits = self._limits
+        minimum = limits.min_size
+        if isinstance(request.source, model.SnapshotSource):
+            snapshot = self._look_snapshot(id=request.source.snapshot_id, secrets=request.secrets)
+            if not snapshot.ready:
+                raise Unavailable(f"snapshot {snapshot.id!r} is not ready yet: repeat the call when it is")
+            minimum = max(minimum, snapshot.size)
+        elif request.source is not None:
+            minimum = max(minimum, self._look_volume(id=request.source.volume_id, secrets=request.secrets).capacity)
+        capacity = request.capacity_range
+        if request.source is not None and capacity.required and capacity.required < minimum and minimum not in capacity:
+            raise OutOfRange(f"the source has {minimum} bytes, the limit is {capacity.limit}")
+        return validate.choose_size(
+            capacity,
+            minimum=minimum,
+            maximum=limits.max_size,
+            default=minimum if request.source is not None else limits.default_size,
+            granularity=limits.granularity,
+        )
+
+    def _make(self, request: requests.CreateVolumeRequest[Any], id_: str, token: str) -> Volume:
+        """Have the backend make it, and see that it made what was asked for."""
+        token = token if self._has(interfaces.TakesTokens) else ""
+        volume: Volume = call_backend(
+            self._controller.create_volume, attrs.evolve(request, volume_id=id_, token=token), Volume
+        )
+        if id_ and volume.id != id_:
+            raise Unavailable(f"the backend made volume {volume.id!r} instead of {id_!r}: a fault of the backend")
+        return volume
+
+    def delete_volume(self, request: requests.DeleteVolumeRequest, call: Call) -> None:
+        validate.check_id(request.volume_id)
+        with self._volumes.lock_id(request.volume_id, call.patience()):
+            self._refuse_if_in_use(request.volume_id)
+            self._volumes.delete(request.volume_id, request.secrets)
+
+    def _refuse_if_in_use(self, volume_id: str) -> None:
+        if self._staging and (where := self._staging.in_use(volume_id)):
+            raise InUse(f"volume {volume_id!r} is in use at {where} on this node: unpublish and unstage it first")
+        if nodes := self._published_on(volume_id):
+            raise InUse(f"volume {volume_id!r} is attached to node {nodes[0]!r}: unpublish it there first")
+
+    def _published_on(self, volume_id: str) -> tuple[str, ...]:
+        """The nodes it is attached to: as the storage tells, else as recorded."""
+        if self._has(interfaces.ListsPublished):
+            return self._published((volume_id,)).get(volume_id, ())
+        if not self._has(interfaces.Publishes):
+            return ()
+        return tuple(entry.value["node"] for entry in self._journal.scan(key("attach", volume_id, "")))
+
+    def _look_volume(self, *, id: str = "", name: str = "", secrets: model.Secrets = model.NO_SECRETS) -> Volume:
+        volume: Volume = call_backend(
+            self._controller.get_volume, requests.GetVolumeRequest(volume_id=id, name=name, secrets=secrets), Volume
+        )
+        return volume
+
+    def _remove_volume(self, id_: str, secrets: model.Secrets) -> None:
+        request = requests.DeleteVolumeRequest(volume_id=id_, secrets=secrets)
+        _gone(lambda: call_backend(self._controller.delete_volume, request, type(None)))
+
+    def get_volume(self, request: requests.GetVolumeRequest, call: Call) -> requests.VolumeEntry:
+        validate.check_id(request.volume_id)
+        volume = self._look_volume(id=request.volume_id, secrets=request.secrets)
+        (entry,) = self._entries((volume,))
+        return entry
+
+    def list_volumes(self, request: requests.ListRequest, call: Call) -> requests.Page[requests.VolumeEntry]:
+        _check_limit(request.limit)
+        page: requests.Page[Volume] = call_backend(self._controller.list_volumes, request, requests.Page)
+        return requests.Page(entries=self._entries(page.entries), next_token=page.next_token)
+
+    def _entries(self, volumes: tuple[Volume, ...]) -> tuple[requests.VolumeEntry, ...]:
+        """The volumes with the nodes they are attached to and their health, where the backend tells them."""
+        nodes = self._published(tuple(one.id for one in volumes)) if volumes and self._has(interfaces.ListsPublished) else {}
+        return tuple(
+            requests.VolumeEntry(volume=one, published_node_ids=tuple(nodes.get(one.id, ())), health=self._health(one.id))
+            for one in volumes
+        )
+
+    def _published(self, volume_ids: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+        request = requests.ListPublishedRequest(volume_ids=volume_ids)
+        result: requests.ListPublishedResult = call_backend(self._controller.list_published, request, requests.ListPublishedResult)
+        return result.node_ids
+
+    def _health(self, volume_id: str) -> model.VolumeHealth | None:
+        if not self._has(interfaces.ReportsHealth):
+            return None
+        request = requests.GetVolumeRequest(volume_id=volume_id)
+        health: model.VolumeHealth = call_backend(self._controller.volume_health, request, model.VolumeHealth)
+        return health
+
+    def validate_capabilities(
+        self, request: requests.ValidateCapabilitiesRequest, call: Call
+    ) -> requests.ValidateCapabilitiesResult:
+        validate.check_id(request.volume_id)
+        if not request.capabilities:
+            raise InvalidArgument("volume_capabilities is required: give at least one")
+        volume = self._look_volume(id=request.volume_id, secrets=request.secrets)
+        try:
+            self._check_capabilities(request.capabilities, type(volume))
+        except InvalidArgument as error:
+            return requests.ValidateCapabilitiesResult(confirmed=False, message=error.message)
+        for key, value in volume.context.items():
+            if request.context.get(key, value) != value:
+                return requests.ValidateCapabilitiesResult(confirmed=False, message=f"volume_context {key!r} differs")
+        return requests.ValidateCapabilitiesResult(confirmed=True)
+
+    def expand_volume(self, request: requests.ExpandVolumeRequest, call: Call) -> requests.ExpandVolumeResult:
+        validate.check_id(request.volume_id)
+        validate.check_capacity_range(request.capacity_range)
+        if not request.capacity_range.required and not request.capacity_range.limit:
+            raise InvalidArgument("capacity_range is required: say how large the volume is to be")
+        with self._volumes.lock_id(request.volume_id, call.patience()):
+            volume = self._look_volume(id=request.volume_id, secrets=request.secrets)
+            if request.capability is not None:
+                self._check_capabilities((request.capability,), type(volume))
+            node_part = issubclass(type(volume), model.BlockVolume)
+            if volume.capacity >= max(request.capacity_range.required, 1):
+                if request.capacity_range.limit and volume.capacity > request.capacity_range.limit:
+                    raise OutOfRange(f"the volume has {volume.capacity} bytes already and is never made smaller")
+                return requests.ExpandVolumeResult(capacity=volume.capacity, node_expansion_required=node_part)
+            limits = self._limits
+            size = validate.choose_size(
+                request.capacity_range,
+                minimum=max(limits.min_size, volume.capacity),
+                maximum=limits.max_size,
+                default=volume.capacity,
+                granularity=limits.granularity,
+            )
+            if self._has(interfaces.ExpandsOffline):
+                self._refuse_if_in_use(request.volume_id)
+            result: requests.ExpandVolumeResult = call_backend(
+                self._controller.expand_volume, attrs.evolve(request, size=size), requests.ExpandVolumeResult
+            )
+            return result
+
+    def modify_volume(self, request: requests.ModifyVolumeRequest, call: Call) -> None:
+        validate.check_id(request.volume_id)
+        fields = self._check_mutable(request.parameters)
+        with self._volumes.lock_id(request.volume_id, call.patience()):
+            self._look_volume(id=request.volume_id, secrets=request.secrets)
+            if fields:
+                call_backend(self._controller.modify_volume, attrs.evolve(request, parameters=fields), type(None))
+
+    def get_capacity(self, request: requests.CapacityRequest[Mapping[str, str]], call: Call) -> requests.CapacityResult:
+        typed: Any = options.read(self._backend.parameters, request.parameters)
+        if request.capabilities:
+            self._check_capabilities(request.capabilities, self._backend.kind(typed))
+        result: requests.CapacityResult = call_backend(
+            self._controller.get_capacity, attrs.evolve(request, parameters=typed), requests.CapacityResult
+        )
+        return result
+
+    # -- attachments ---------------------------------------------------------------------------------------------------
+
+    def controller_publish(
+        self, request: requests.ControllerPublishRequest, call: Call
+    ) -> requests.ControllerPublishResult:
+        validate.check_id(request.volume_id)
+        validate.check_id(request.node_id, "node_id")
+        node_id, facts = decode_node_id(request.node_id)
+        with self._volumes.lock_id(request.volume_id, call.patience()):
+            volume = self._look_volume(id=request.volume_id, secrets=request.secrets)
+            self._check_capabilities((request.capability,), type(volume))
+            attach_key = key("attach", request.volume_id, node_id)
+            asked = {"node": node_id, "readonly": request.readonly, "capability": request.capability.record()}
+            entry = self._journal.get(attach_key)
+            if entry and "context" in entry.value:
+                if any(entry.value[part] != asked[part] for part in asked):
+                    raise AlreadyExists(f"volume {request.volume_id!r} is attached to node {node_id!r} in another way: detach it first")
+                return requests.ControllerPublishResult(publish_context=entry.value["context"])
+            self._refuse_second_node(request, node_id)
+            self._journal.write(Put(attach_key, asked), durable=True)
+            try:
+                result: requests.ControllerPublishResult = call_backend(
+                    self._controller.controller_publish,
+                    attrs.evolve(request, node_id=node_id, node_facts=facts),
+                    requests.ControllerPublishResult,
+                )
+            except VolkitError as error:
+                if not isinstance(error, Ambiguous):
+                    self._journal.write(Delete(attach_key), durable=False)
+                raise
+            self._journal.write(Put(attach_key, {**asked, "context": dict(result.publish_context)}), durable=False)
+            return result
+
+    def _refuse_second_node(self, request: requests.ControllerPublishRequest, node_id: str) -> None:
+        """A volume for one node is never attached to two, nor one for a single writer to a second writer."""
+        others = {
+            entry.value["node"]: entry.value
+            for entry in self._journal.scan(key("attach", request.volume_id, ""))
+            if entry.value["node"] != node_id
+        }
+        if self._has(interfaces.ListsPublished):
+            real = self._published((request.volume_id,)).get(request.volume_id, ())
+            others = {node: others.get(node, {}) for node in real if node != node_id}
+        mode = request.capability.access_mode
+        for node, other in others.items():
+            if not mode.multi_node:
+                raise InUse(f"volume {request.volume_id!r} is attached to node {node!r}: detach it there first ({mode.name})")
+            writes = not request.readonly and not mode.read_only
+            if mode is model.AccessMode.MULTI_NODE_SINGLE_WRITER and writes and not other.get("readonly", False):
+                raise InUse(f"volume {request.volume_id!r} is written to by node {node!r} already ({mode.name})")
+
+    def controller_unpublish(self, request: requests.ControllerUnpublishRequest, call: Call) -> None:
+        validate.check_id(request.volume_id)
+        node_id, facts = decode_node_id(request.node_id) if request.node_id else ("", {})
+        with self._volumes.lock_id(request.volume_id, call.patience()):
+            detach = attrs.evolve(request, node_id=node_id, node_facts=facts)
+            _gone(lambda: call_backend(self._controller.controller_unpublish, detach, type(None)))
+            prefix = key("attach", request.volume_id, node_id)
+            gone = [e.key for e in self._journal.scan(prefix) if not node_id or e.key == prefix]
+            if gone:
+                self._journal.write(*map(Delete, gone), durable=False)
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def create_snapshot(self, request: requests.CreateSnapshotRequest, call: Call) -> Snapshot:
+        validate.check_name(request.name)
+        validate.check_id(request.source_volume_id, "source_volume_id")
+        asked = {"source": request.source_volume_id, "parameters": dict(request.parameters)}
+        with self._snapshots.lock_name(request.name, call.patience()):
+            found = self._snapshots.find(request.name, request.secrets)
+            if found is None:
+                self._look_volume(id=request.source_volume_id, secrets=request.secrets)
+                cut = functools.partial(self._cut, request)
+                snapshot = self._snapshots.create(request.name, request.secrets, asked, cut)
+                found = Found(snapshot, asked)
+            if found.thing.source_volume_id != request.source_volume_id:
+                raise AlreadyExists(f"snapshot {request.name!r} exists and is of volume {found.thing.source_volume_id!r}")
+            if found.asked and found.asked["parameters"] != asked["parameters"]:
+                raise AlreadyExists(f"snapshot {request.name!r} exists with other parameters")
+            return found.thing
+
+    def _cut(self, request: requests.CreateSnapshotRequest, id_: str, token: str) -> Snapshot:
+        token = token if self._has(interfaces.TakesTokens) else ""
+        snapshot: Snapshot = call_backend(
+            self._controller.create_snapshot, attrs.evolve(request, snapshot_id=id_, token=token), Snapshot
+        )
+        if id_ and snapshot.id != id_:
+            raise Unavailable(f"the backend made snapshot {snapshot.id!r} instead of {id_!r}: a fault of the backend")
+        return snapshot
+
+    def delete_snapshot(self, request: requests.DeleteSnapshotRequest, call: Call) -> None:
+        validate.check_id(request.snapshot_id, "snapshot_id")
+        with self._snapshots.lock_id(request.snapshot_id, call.patience()):
+            self._snapshots.delete(request.snapshot_id, request.secrets)
+
+    def _look_snapshot(self, *, id: str = "", name: str = "", secrets: model.Secrets = model.NO_SECRETS) -> Snapshot:
+        request = requests.GetSnapshotRequest(snapshot_id=id, name=name, secrets=secrets)
+        snapshot: Snapshot = call_backend(self._controller.get_snapshot, request, Snapshot)
+        return snapshot
+
+    def _remove_snapshot(self, id_: str, secrets: model.Secrets) -> None:
+        request = requests.DeleteSnapshotRequest(snapshot_id=id_, secrets=secrets)
+        _gone(lambda: call_backend(self._controller.delete_snapshot, request, type(None)))
+
+    def get_snapshot(self, request: requests.GetSnapshotRequest, call: Call) -> Snapshot:
+        validate.check_id(request.snapshot_id, "snapshot_id")
+        return self._look_snapshot(id=request.snapshot_id, secrets=request.secrets)
+
+    def list_snapshots(self, request: requests.ListSnapshotsRequest, call: Call) -> requests.Page[Snapshot]:
+        _check_limit(request.limit)
+        if request.snapshot_id:
+            try:
+                snapshot = self._look_snapshot(id=request.snapshot_id, secrets=request.secrets)
+            except NotFound:
+                return requests.Page(entries=())
+            ours = not request.source_volume_id or snapshot.source_volume_id == request.source_volume_id
+            return requests.Page(entries=(snapshot,) if ours else ())
+        page: requests.Page[Snapshot] = call_backend(self._controller.list_snapshots, request, requests.Page)
+        return page
+
+
+def _gone(remove: Callable[[], object]) -> None:
+    """Run an operation whose NotFound is success."""
+    try:
+        remove()
+    except NotFound:
+        return
+
+
+def _check_limit(limit: int) -> None:
+    if limit < 0:
+        raise InvalidArgument(f"max_entries is {limit}: give 0 (no limit) or more")
+
+
+def _allow_first_format(volume: Volume) -> Volume:
+    """A block volume made from nothing is blank: its context says that it may be formatted once."""
+    if not isinstance(volume, model.BlockVolume) or volume.source is not None:
+        return volume
+    return attrs.evolve(volume, context={**volume.context, model.FIRST_FORMAT: "true"})
+
+
+def _incompatible(
+    found: Found[Volume], request: requests.CreateVolumeRequest[Any], kind: type[Volume], asked: Mapping[str, Any]
+) -> str:
+    """Why an existing volume is not what is asked for, or "". CSI spec, CreateVolume: by compatibility, not by equality."""
+    volume = found.thing
+    if volume.capacity and volume.capacity not in request.capacity_range:
+        wanted = request.capacity_range
+        return f"it has {volume.capacity} bytes, asked for are {wanted.required} to {wanted.limit or 'any number'}"
+    if request.source != volume.source:
+        return f"it was made from {volume.source}, asked for is {request.source}"
+    if not isinstance(volume, kind):
+        return f"it is a {volume.kind} volume, asked for is a {kind.kind} volume"
+    places = request.topology.candidates() if request.topology else ()
+    if places and volume.topology and not any(t.within(place) for t in volume.topology for place in places):
+        return "it cannot be reached from where it is asked for"
+    if found.asked is None:
+        return ""
+    for key, value in asked["parameters"].items():
+        if found.asked["parameters"].get(key, value) != value:
+            return f"parameter {key!r} is {found.asked['parameters'][key]!r}, asked for is {value!r}"
+    if found.asked["access"] != asked["access"]:
+        return f"it was made for access by {' and '.join(found.asked['access'])}, asked for is {' and '.join(asked['access'])}"
+    return ""

@@ -1,0 +1,130 @@
+"""Field rules: what a request must be before anything is looked up or touched. Pure functions that raise InvalidArgument."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from volkit.errors import InvalidArgument, OutOfRange, UnsupportedVolume
+from volkit.model import MAX_BYTES, AccessMode, BlockVolume, Capability, CapacityRange, Volume
+
+# CSI spec, "Size Limits" and CreateVolumeRequest.name: any Unicode but these
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_PLATFORM = re.compile(r"(?:[a-z0-9-]+\.)*(?:csi\.storage\.k8s\.io|storage\.kubernetes\.io|kubernetes\.io)/")
+
+MAX_NAME_BYTES = 255
+MAX_ID_BYTES = 4096
+
+
+def split_metadata(mapping: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """(the backend's own parameters, the platform's own keys): `csi.storage.k8s.io/…`, `storage.kubernetes.io/…`, `kubernetes.io/…`."""
+    own: dict[str, str] = {}
+    platform: dict[str, str] = {}
+    for key, value in mapping.items():
+        (platform if _PLATFORM.match(key) else own)[key] = value
+    return own, platform
+
+
+def missing(field: str) -> InvalidArgument:
+    """The error for a required field that is empty; to be raised."""
+    return InvalidArgument(f"{field} is required")
+
+
+def check_name(name: str, field: str = "name") -> None:
+    """A name from outside: 1 to 255 bytes of any characters but control characters."""
+    _check_text(name, field, MAX_NAME_BYTES)
+
+
+def check_id(id_: str, field: str = "volume_id") -> None:
+    """An id, opaque: not empty, no control characters, at most 4096 bytes."""
+    _check_text(id_, field, MAX_ID_BYTES)
+
+
+def _check_text(text: str, field: str, limit: int) -> None:
+    if not text:
+        raise missing(field)
+    if _CONTROL.search(text):
+        raise InvalidArgument(f"{field} {text[:64]!r} has a control character")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{field} {text[:64]!r} is not Unicode text") from None
+    if size > limit:
+        raise InvalidArgument(f"{field} has {size} bytes, at most {limit} are allowed")
+
+
+def check_path(path: str, field: str) -> None:
+    """An absolute path of at most 4095 bytes, without `..`, and not the root itself."""
+    _check_text(path, field, 4095)
+    if not path.startswith("/"):
+        raise InvalidArgument(f"{field} {path!r} is not an absolute path")
+    parts = path.split("/")
+    if ".." in parts or not any(part not in ("", ".") for part in parts):
+        raise InvalidArgument(f"{field} {path!r} must not contain '..' and must not be the root directory")
+
+
+def check_capacity_range(capacity: CapacityRange) -> None:
+    """Neither bound negative or over 2**63 - 1, and the limit not below what is required."""
+    for field in ("required", "limit"):
+        value = getattr(capacity, field)
+        if value < 0 or value > MAX_BYTES:
+            raise InvalidArgument(f"capacity_range.{field}_bytes is {value}: give 0 to {MAX_BYTES} bytes")
+    if capacity.limit and capacity.limit < capacity.required:
+        raise InvalidArgument(
+            f"capacity_range: the limit of {capacity.limit} bytes is below the {capacity.required} bytes required"
+        )
+
+
+def choose_size(capacity: CapacityRange, *, minimum: int, maximum: int, default: int, granularity: int) -> int:
+    """The size to make, in bytes: what is required (else `default`), rounded up to `granularity` where the limit allows it.
+
+    Raises OutOfRange where what is asked for and what the backend can make do not meet.
+    """
+    low, high = max(capacity.required, minimum), min(capacity.limit or maximum, maximum)
+    size = low if capacity.required else min(max(default, low), high)
+    size = -(-size // granularity) * granularity
+    if size > high:
+        size = high // granularity * granularity
+    if size < low:
+        limit = f"at most {capacity.limit}" if capacity.limit else "any number of"
+        raise OutOfRange(
+            f"at least {capacity.required} and {limit} bytes are asked for: volumes can have {minimum} to {maximum} bytes "
+            f"in steps of {granularity}"
+        )
+    return size
+
+
+def check_capabilities(capabilities: Iterable[Capability], kind: type[Volume], *, modes: frozenset[AccessMode], fs_types: Iterable[str]) -> None:
+    """Could a volume of this kind be used so? At least one capability, and each of them possible.
+
+    Raises UnsupportedVolume where the kind forbids it: raw block access to files or objects, an access mode that the storage
+    does not have, or a file system that is not made for it on a block device that several nodes write to.
+    """
+    count = 0
+    for count, capability in enumerate(capabilities, 1):
+        check_capability(capability, kind, modes=modes, fs_types=fs_types)
+    if not count:
+        raise InvalidArgument("volume_capabilities is required: give at least one")
+
+
+def check_capability(capability: Capability, kind: type[Volume], *, modes: frozenset[AccessMode], fs_types: Iterable[str]) -> None:
+    """As `check_capabilities`, for one."""
+    mode = capability.access_mode
+    for flag in capability.mount_flags:
+        if not flag or _CONTROL.search(flag) or len(flag) > 4096:
+            raise InvalidArgument("mount_flags has an empty, an over-long or an unprintable flag")  # never shown: may be a secret
+    if mode not in modes:
+        raise UnsupportedVolume(f"access mode {mode.name} is not possible here; possible are {', '.join(sorted(m.name for m in modes))}")
+    if not issubclass(kind, BlockVolume):
+        if capability.block:
+            raise UnsupportedVolume(f"a {kind.kind} volume cannot be used as a raw block device")
+        return
+    if capability.block:
+        return
+    if capability.fs_type and capability.fs_type not in fs_types:
+        raise InvalidArgument(f"file-system type {capability.fs_type[:32]!r} is unknown; known are {', '.join(fs_types)}")
+    if mode.multi_node and not mode.read_only:
+        raise UnsupportedVolume(
+            f"access mode {mode.name} with a file system on a block device: two nodes writing would destroy it; "
+            "use it as a raw block device, or a file volume"
+        )

@@ -6,6 +6,6 @@ system: venv ; @ci/system.sh
 demo: venv ; @.venv/bin/volkit demo
 test: system ; @ci/test.sh
 bench: system ; @ci/bench.sh
-docs: venv ; @NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+docs: venv ; @NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 lint: venv ; @ci/lint.sh
 lock: venv ; @ci/lock.sh

@@ -3,11 +3,12 @@
     python benchmarks/csi_server.py [--client PATH] [--duration SECONDS] [VARIANT ...]
 
 Every variant serves the same three methods: `NodeGetCapabilities`, whose handler only parses and replies;
-`GetPluginInfo`, whose handler blocks for 5 ms, as one does that waits for a mount or a sync; and `Probe`, in a lane of
-its own where the variant has one. The client is benchmarks/load (Go, another process, one connection), which is built
-when no `--client` is given. Printed per variant: milliseconds from process start to the first answered Probe (median of
-5), MiB resident when idle, one caller's p50 and p99 in microseconds and RPC/s at 32 callers for the plain method, RPC/s
-at 32 callers for the blocking one, and MiB resident after all that.
+`GetPluginInfo`, whose handler blocks for 5 ms, as one does that waits for a mount or a sync; and `Probe`, in
+a lane of its own where the variant has one. The client is benchmarks/load (Go, another process, one
+connection), which is built when no `--client` is given. Printed per variant: milliseconds from process start
+to the first answered Probe (median of 5), MiB resident when idle, one caller's p50 and p99 in microseconds
+and RPC/s at 32 callers for the plain method, RPC/s at 32 callers for the blocking one, and MiB resident after
+all that.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def serve_grpcio(path: str, threads: int) -> None:
 
     server = grpc.server(ThreadPoolExecutor(threads))
     for service, methods in answers(wait_and_block).items():
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             name: grpc.unary_unary_rpc_method_handler(lambda data, _context, call=call: call(data))
             for name, call in methods.items()
         }
@@ -104,7 +105,7 @@ def serve_grpcio(path: str, threads: int) -> None:
 
 
 def serve_aio(path: str, threads: int) -> None:
-    """grpc.aio: handlers on the event loop (`threads` 0; only the blocking one leaves it), or all on an executor but Probe."""
+    """grpc.aio: with no threads only the blocking handler leaves the event loop, else all but Probe do."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 

@@ -1,8 +1,8 @@
 """Compiles the CSI wire definition into the modules that are committed beside it.
 
-`python ci/proto.py` writes them; `python ci/proto.py --check` writes nothing and exits with 1 where they are not current.
-The modules carry the version of the protobuf that made them and refuse an older runtime, so what volkit-csi requires of
-protobuf (its pyproject.toml) must not start below it: that is checked too.
+`python ci/proto.py` writes them; `python ci/proto.py --check` writes nothing and exits with 1 where they are
+not current. The modules carry the version of the protobuf that made them and refuse an older runtime, so what
+volkit-csi requires of protobuf (its pyproject.toml) must not start below it: that is checked too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MADE = (PROTO.replace(".proto", "_pb2.py"), PROTO.replace(".proto", "_pb2.pyi"))
 
 
 def compiled() -> dict[str, str]:
-    """The text of every module in `MADE`, by its path below the source directory, as this machine's protoc makes it."""
+    """The text of every module in `MADE`, by its path below the source directory, as protoc makes it."""
     with tempfile.TemporaryDirectory() as out:
         descriptors = Path(out) / "descriptors"
         descriptors.write_bytes(lean(described()))
@@ -35,14 +35,18 @@ def compiled() -> dict[str, str]:
 
 
 def described() -> bytes:
-    """The descriptors of the wire definition and of what it imports, complete (a serialized FileDescriptorSet)."""
+    """The complete descriptors of the wire and of what it imports (a serialized FileDescriptorSet)."""
     import grpc_tools
 
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     with tempfile.TemporaryDirectory() as out:
         descriptors = Path(out) / "descriptors"
         protoc(
-            f"-I{SOURCE}", f"-I{well_known}", "--include_imports", f"--descriptor_set_out={descriptors}", PROTO
+            f"-I{SOURCE}",
+            f"-I{well_known}",
+            "--include_imports",
+            f"--descriptor_set_out={descriptors}",
+            PROTO,
         )
         return descriptors.read_bytes()
 
@@ -50,8 +54,8 @@ def described() -> bytes:
 def lean(descriptors: bytes) -> bytes:
     """The same descriptors without the wire's own markers (csi_secret, alpha_*).
 
-    They are no part of a message's encoding, and to import what defines them (descriptor.proto) costs every driver
-    4 MiB and 30 ms. What is secret is known by name: see volkit_csi.wire.
+    They are no part of a message's encoding, and to import what defines them (descriptor.proto) costs every
+    driver 4 MiB and 30 ms. What is secret is known by name: see volkit_csi.wire.
     """
     from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
@@ -65,13 +69,11 @@ def lean(descriptors: bytes) -> bytes:
 
 
 def strip(message: Message) -> None:
-    """Clear the options of every descriptor inside `message`, except that a map's entries are marked as such."""
+    """Clear the options of every descriptor inside `message`, except the mark of a map's entries."""
     for field, value in message.ListFields():
         if field.name == "options":
-            is_map = getattr(value, "map_entry", False)
-            message.ClearField("options")
-            if is_map:
-                getattr(message, "options").map_entry = True
+            if not getattr(value, "map_entry", False):
+                message.ClearField("options")
         elif field.message_type is not None:
             for each in value if field.is_repeated else (value,):
                 strip(each)
@@ -90,12 +92,14 @@ def faults() -> list[str]:
     for name, text in compiled().items():
         path = SOURCE / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            found.append(f"{path.relative_to(ROOT)} is not what {PROTO} compiles to: run `python ci/proto.py`")
+            found.append(
+                f"{path.relative_to(ROOT)} is not what {PROTO} compiles to: run `python ci/proto.py`"
+            )
     made_by, floor = gencode_version(), required_protobuf()
     if floor < made_by:
         found.append(
-            f"{ADAPTER.relative_to(ROOT)}/pyproject.toml allows protobuf {dotted(floor)}, but the compiled modules "
-            f"need {dotted(made_by)} or newer: raise it"
+            f"{ADAPTER.relative_to(ROOT)}/pyproject.toml allows protobuf {dotted(floor)}, but the compiled "
+            f"modules need {dotted(made_by)} or newer: raise it"
         )
     return found
 
@@ -126,7 +130,9 @@ def dotted(version: tuple[int, ...]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the CSI wire definition.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a module is not current")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where a module is not current"
+    )
     if not parser.parse_args().check:
         for name, text in compiled().items():
             (SOURCE / name).write_text(text, encoding="utf-8")

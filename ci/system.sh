@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-CSI_SANITY=v5.4.0 # the newest release that is built on CSI v1.12, the version volkit serves
+CSI_SANITY=v5.5.0 # the newest release that is built on CSI v1.12, the version volkit serves
 
 declare -A package=(
     [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [mkfs.btrfs]=btrfs-progs [udevadm]=udev [losetup]=mount [blkid]=util-linux

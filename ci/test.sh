@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 ci/lint.sh
 echo "== docs"
-NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 echo "== each distribution alone"
 ci/install_alone.sh
 echo "== pytest"

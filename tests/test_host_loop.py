@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -182,30 +182,41 @@ def test_a_device_number_above_a_thousand(tmp_path: Path, monkeypatch: pytest.Mo
         os.close(control)
 
 
-def attach_many(directory: str, name: str, count: int, ready: threading.Barrier) -> None:
-    paths = [image(Path(directory), MIB, f"{name}-{number}.img") for number in range(count)]
-    ready.wait()
-    for path in paths:
-        loop.attach(path)
+ATTACHER = """
+import sys
+from volkit.host import loop
+print("ready", flush=True)
+sys.stdin.readline()
+for path in sys.argv[1:]:
+    loop.attach(path)
+"""
 
 
 def test_processes_that_attach_at_once_each_get_their_own(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork" if threading.active_count() == 1 else "spawn")
-    ready = context.Barrier(4)
-    workers = [context.Process(target=attach_many, args=(str(tmp_path), str(n), 10, ready)) for n in range(4)]
+    paths = [image(tmp_path, MIB, f"{number}.img") for number in range(40)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", ATTACHER, *paths[number::4]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for number in range(4)
+    ]
     try:
         for worker in workers:
-            worker.start()
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"ready\n"
         for worker in workers:
-            worker.join(60)
-            assert worker.exitcode == 0
-        found = [loop.find(str(path)) for path in tmp_path.glob("*.img")]
-        assert len(found) == 40
+            assert worker.stdin is not None
+            worker.stdin.write(b"\n")
+            worker.stdin.flush()
+        for worker in workers:
+            worker.communicate(timeout=60)
+            assert worker.returncode == 0
+        found = [loop.find(path) for path in paths]
         assert all(len(attached) == 1 for attached in found)
         assert len({attached[0] for attached in found}) == 40
     finally:
-        for path in tmp_path.glob("*.img"):
-            for device in loop.find(str(path)):
+        for path in paths:
+            for device in loop.find(path):
                 loop.detach(device)
 
 
@@ -294,6 +305,36 @@ def test_detach_waits_for_who_looks_at_it_for_a_moment(tmp_path: Path, attach: A
     finally:
         closer.join()
     assert loop.status(device) is None
+
+
+def test_what_was_set_read_only_is_not_so_for_the_next_file(tmp_path: Path, attach: Attach) -> None:
+    device = attach(image(tmp_path))
+    devices.set_read_only(device, True)
+    keeper = os.open(device, os.O_RDONLY)
+    with pytest.raises(InUse):
+        loop.detach(device, timeout=0.02)
+    assert _block.read_only(keeper)
+    os.close(keeper)
+
+    assert loop.detach(device)
+    with _block.opened(device) as descriptor:
+        assert not _block.read_only(descriptor)
+
+
+def test_attach_makes_a_device_writable_that_was_left_read_only(
+    tmp_path: Path, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = attach(image(tmp_path))
+    devices.set_read_only(device, True)
+    subprocess.run(["losetup", "-d", device], check=True)
+    real, answers = loop._free_device, [device]
+    monkeypatch.setattr(loop, "_free_device", lambda control: answers.pop() if answers else real(control))
+    again = attach(image(tmp_path, name="next.img"))
+    with _block.opened(again) as descriptor:
+        assert not _block.read_only(descriptor)
+    with _block.opened(device) as descriptor:
+        if again != device:
+            _block.set_read_only(descriptor, device, False)
 
 
 def test_resize_takes_over_the_size_of_the_file(tmp_path: Path, attach: Attach) -> None:

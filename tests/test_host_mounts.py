@@ -586,6 +586,33 @@ class TestLookUp:
         assert mounts.same_mount(source, target)
         assert not mounts.same_mount(plain, target)
 
+    @pytest.mark.parametrize(
+        "fs_type",
+        [
+            pytest.param("ext4", marks=pytest.mark.needs("mkfs.ext4", "losetup")),
+            pytest.param("btrfs", marks=pytest.mark.needs("mkfs.btrfs", "losetup")),
+        ],
+    )
+    def test_mounted_from(self, base: Path, kernel: str, fs_type: str) -> None:
+        image, target, plain = file(base, "image"), directory(base, "t"), directory(base, "plain")
+        os.truncate(image, 128 << 20)
+        subprocess.run([f"mkfs.{fs_type}", "-q", image], check=True)
+        attach = ["losetup", "--find", "--show", image]
+        device = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
+        try:
+            assert not mounts.mounted_from(device, target)
+            mounts.mount(device, target, fs_type)
+            assert mounts.mounted_from(device, target)
+            assert not mounts.mounted_from("/dev/null", target)
+            assert not mounts.mounted_from(str(base / "missing"), target)
+            assert not mounts.mounted_from(plain, str(base))
+            other = str(base / "other")
+            os.mknod(other, stat.S_IFBLK | 0o600, os.makedev(7, 4242))
+            assert not mounts.mounted_from(other, target)
+        finally:
+            mounts.unmount(target)
+            subprocess.run(["losetup", "--detach", device], check=True)
+
     @pytest.mark.parametrize("kind", ["private", "shared", "unbindable"])
     def test_propagation(
         self, base: Path, kernel: str, kind: Literal["private", "shared", "unbindable"]

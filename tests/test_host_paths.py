@@ -257,7 +257,7 @@ class TestRemoveTarget:
 
 
 def test_many_callers_at_once(tmp_path: Path) -> None:
-    """Creation and removal of one target by eight threads: each call ends well or with an error of volkit's."""
+    """Creation and removal of one target by eight threads: nothing but errors of volkit's."""
     target, unexpected = str(tmp_path / "parent" / "t"), []
 
     def work() -> None:

@@ -100,7 +100,7 @@ class TestRun:
 
         monkeypatch.setattr(os, "pidfd_open", pidfd_open)
         assert shell("echo a; sleep 0.1; echo b").text == "a\nb\n"
-        assert shell("sleep 100 & echo left").text == "left\n"
+        os.kill(int(shell("sleep 100 & echo $!").text), 9)
         with pytest.raises(DeadlineExceeded):
             shell("sleep 100", timeout=0.2)
 
@@ -196,7 +196,7 @@ class TestSecrets:
 class TestDeadline:
     def test_grandchildren_are_killed(self) -> None:
         started = time.monotonic()
-        with pytest.raises(DeadlineExceeded, match="did not end within 0.5 s") as caught:
+        with pytest.raises(DeadlineExceeded, match=r"did not end within 0\.5 s") as caught:
             shell("sleep 100 & echo child=$!; sleep 100", timeout=0.5)
         assert time.monotonic() - started < 5
         child = int(caught.value.message.rpartition("child=")[2].split()[0])
@@ -216,15 +216,17 @@ class TestDeadline:
     def test_a_program_that_closes_its_output_first(self) -> None:
         assert shell("exec >&- 2>&-; sleep 0.2; exit 7", ok=[7]).returncode == 7
 
-    def test_no_time_at_all(self) -> None:
-        with pytest.raises(DeadlineExceeded):
-            shell("exit 0; sleep 1", timeout=-1)
+    @pytest.mark.parametrize("timeout", [0, -1])
+    def test_without_time_nothing_is_started(self, tmp_path: Path, timeout: int) -> None:
+        with pytest.raises(DeadlineExceeded, match="not started"):
+            process.run(["touch", str(tmp_path / "f")], timeout=timeout)
+        assert not (tmp_path / "f").exists()
 
     def test_an_interrupt_kills_the_program(self, monkeypatch: pytest.MonkeyPatch) -> None:
         started: list[int] = []
 
-        def communicate(running: process._Running, deadline: float) -> bool:
-            started.append(running.process.pid)
+        def communicate(running: subprocess.Popen[bytes], *rest: object) -> bool:
+            started.append(running.pid)
             raise KeyboardInterrupt
 
         monkeypatch.setattr(process, "_communicate", communicate)
@@ -236,9 +238,9 @@ class TestDeadline:
         monkeypatch.setitem(process._places, "sleep", threading.BoundedSemaphore(1))
         first = threading.Thread(target=lambda: process.run(["sleep", "0.6"], timeout=20))
         first.start()
-        while process._places["sleep"]._value:  # type: ignore[attr-defined]
+        while process._places["sleep"]._value:
             time.sleep(0.01)
-        with pytest.raises(DeadlineExceeded, match="sleep was not started within 0.2 s"):
+        with pytest.raises(DeadlineExceeded, match=r"sleep was not started within 0\.2 s"):
             process.run(["sleep", "0"], timeout=0.2)
         assert process.run(["true"], timeout=20).returncode == 0  # another program's places
         assert process.run(["sleep", "0"], timeout=20).returncode == 0  # after the first
@@ -282,11 +284,7 @@ class TestUnkillable:
         monkeypatch.setattr(process, "MAX_ABANDONED", 1)
         with pytest.raises(Unavailable, match="hang in the kernel"):
             process.run(["true"], timeout=5)
-        connection = os.stat(target + "/..").st_dev  # the parent still answers
-        assert connection
-        control = mounts.mount_at(target)
-        assert control is not None
-        subprocess.run(["umount", "-f", target], check=False, capture_output=True)
+        subprocess.run(["umount", "-f", target], check=False, capture_output=True)  # aborts its requests
         for _ in range(250):
             if process.abandoned() == 0:
                 break

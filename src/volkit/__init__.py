@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         requests,
     )
     from volkit.backend import Backend, Limits
-    from volkit.engine import Call, Engine
+    from volkit.engine import Engine
     from volkit.errors import (
         ERRORS,
         Aborted,
@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from volkit.journal import Journal, open_journal
     from volkit.lifecycle import plan
     from volkit.model import (
+        FIRST_FORMAT,
         MAX_BYTES,
         NO_SECRETS,
         AccessMode,
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from volkit.options import NoOptions, Size, format_size, option, parse_size
     from volkit.registry import Found, adapters, backends, load_backend, register
     from volkit.requests import (
+        Call,
         CapacityRequest,
         CapacityResult,
         ConnectRequest,
@@ -147,7 +149,7 @@ if TYPE_CHECKING:
         make_token,
         read_token,
     )
-    from volkit.validate import split_metadata
+    from volkit.validate import file_name, split_metadata
 
 __version__ = "0.1.0"
 
@@ -190,6 +192,7 @@ __all__ = [
     "CapacityRange",
     "CloneSource",
     "Connection",
+    "FIRST_FORMAT",
     "FileConnection",
     "FileVolume",
     "ObjectVolume",
@@ -270,6 +273,7 @@ __all__ = [
     "Journal",
     "open_journal",
     "split_metadata",
+    "file_name",
     "format_size",
     "parse_size",
     "Adapter",
@@ -295,7 +299,7 @@ __all__ = [
 
 _NAMES = {
     "backend": "Backend Limits",
-    "engine": "Call Engine",
+    "engine": "Engine",
     "errors": """
         ERRORS Aborted AlreadyExists Ambiguous DeadlineExceeded FailedPrecondition InUse InvalidArgument
         InvalidToken NotBlank NotFound OutOfRange PermissionDenied ResourceExhausted Unauthenticated
@@ -310,7 +314,7 @@ _NAMES = {
     "journal": "Journal open_journal",
     "lifecycle": "plan",
     "model": """
-        MAX_BYTES NO_SECRETS AccessMode AccessType BlockConnection BlockVolume Capability CapacityRange
+        FIRST_FORMAT MAX_BYTES NO_SECRETS AccessMode AccessType BlockConnection BlockVolume Capability CapacityRange
         CloneSource Connection FileConnection FileVolume ObjectVolume Secrets Snapshot SnapshotSource
         Source Topology TopologyRequirement Usage Volume VolumeHealth
     """,
@@ -318,7 +322,7 @@ _NAMES = {
     "options": "NoOptions Size format_size option parse_size",
     "registry": "Found adapters backends load_backend register",
     "requests": """
-        CapacityRequest CapacityResult ConnectRequest ControllerPublishRequest ControllerPublishResult
+        Call CapacityRequest CapacityResult ConnectRequest ControllerPublishRequest ControllerPublishResult
         ControllerUnpublishRequest CreateSnapshotRequest CreateVolumeRequest DeleteSnapshotRequest
         DeleteVolumeRequest DisconnectRequest ExpandVolumeRequest ExpandVolumeResult GetSnapshotRequest
         GetVolumeRequest ListPublishedRequest ListPublishedResult ListRequest ListSnapshotsRequest
@@ -327,7 +331,7 @@ _NAMES = {
         ResizeRequest ValidateCapabilitiesRequest ValidateCapabilitiesResult VolumeEntry make_token
         read_token
     """,
-    "validate": "split_metadata",
+    "validate": "file_name split_metadata",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _MODULES = frozenset({*_NAMES, "host", "launch"})

@@ -13,14 +13,14 @@ class Acme(Backend[AcmeSettings, AcmeParameters]):
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import attrs
 from attrs import field, frozen
 
 from volkit.interfaces import Controller, Mixin, Node
-from volkit.model import MAX_BYTES, AccessMode, BlockVolume, Volume
+from volkit.model import MAX_BYTES, AccessMode, BlockVolume, Volume, _tuple
 from volkit.operations import OPERATIONS, Operation
 from volkit.options import NoOptions, declared
 
@@ -31,27 +31,31 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]", re.ASCII)
 GIB = 1024**3
 
 
+def _modes(modes: Iterable[AccessMode]) -> frozenset[AccessMode]:
+    return frozenset(modes)
+
+
 @frozen(kw_only=True)
 class Limits:
     """What every volume of a backend has in common; the engine refuses the rest before the backend is asked.
 
-    Sizes in bytes. `default_size` is made where nothing is required. `fs_types` are what volkit may make on its block volumes,
-    the first by default. `access_modes` leaves out what the storage cannot do.
+    Sizes in bytes. `default_size` is made where nothing is required. `fs_types` are what volkit may make on
+    its block volumes, the first by default. `access_modes` leaves out what the storage cannot do.
     """
 
     min_size: int = 1
     max_size: int = MAX_BYTES
     default_size: int = GIB
     granularity: int = 1
-    fs_types: tuple[str, ...] = field(default=("ext4", "xfs", "btrfs", "ext3"), converter=tuple)
-    access_modes: frozenset[AccessMode] = field(default=frozenset(AccessMode), converter=frozenset)
+    fs_types: tuple[str, ...] = field(default=("ext4", "xfs", "btrfs", "ext3"), converter=_tuple)
+    access_modes: frozenset[AccessMode] = field(default=frozenset(AccessMode), converter=_modes)
 
 
 class Backend(Generic[S, P]):
     """Names the classes. Never instantiated; volkit makes the controller and the node, where it needs them.
 
-    `volume` is the kind that every volume has; a backend with several kinds overrides `kind`. A backend without a
-    `controller` serves volumes that an administrator made.
+    `volume` is the kind that every volume has; a backend with several kinds overrides `kind`. A backend
+    without a `controller` serves volumes that an administrator made.
     """
 
     name: ClassVar[str] = ""
@@ -65,19 +69,24 @@ class Backend(Generic[S, P]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not _NAME.fullmatch(cls.name):
-            raise TypeError(f"{cls.__name__}.name is {cls.name!r}: give 2 to 32 characters of a-z, 0-9 and -, beginning with a letter")
+            raise TypeError(
+                f"{cls.__name__}.name is {cls.name!r}: give 2 to 32 characters of a-z, 0-9 and -, beginning with a letter"
+            )
         for role in ("settings", "parameters"):
             options = getattr(cls, role)
-            if not attrs.has(options) or options.__setattr__ is object.__setattr__:
-                raise TypeError(f"{cls.__name__}.{role} is not a frozen attrs class: decorate it with @attrs.frozen")
-            if role == "parameters":
-                declared(options)
+            if not (isinstance(options, type) and attrs.has(options) and _is_frozen(options)):
+                raise TypeError(
+                    f"{cls.__name__}.{role} is not a frozen attrs class: decorate it with @attrs.frozen"
+                )
+            declared(options)
         if cls.controller is None and cls.node is None:
             raise TypeError(f"{cls.__name__} has neither a controller nor a node: name at least one")
         for role, base in (("controller", Controller), ("node", Node)):
             named = getattr(cls, role)
             if named is not None and not (isinstance(named, type) and issubclass(named, base)):
-                raise TypeError(f"{cls.__name__}.{role} is {named!r}: name a subclass of volkit.{base.__name__}")
+                raise TypeError(
+                    f"{cls.__name__}.{role} is {named!r}: name a subclass of volkit.{base.__name__}"
+                )
 
     @classmethod
     def controller_class(cls, settings: S) -> type[Controller[S, P]] | None:
@@ -91,7 +100,9 @@ class Backend(Generic[S, P]):
 
     @classmethod
     def describe(cls) -> Mapping[str, Any]:
-        """Name, first line of the docstring, operations and options: what `volkit backends` and the docs show."""
+        """Name, first line of the docstring, operations and options: what `volkit backends` and the docs
+        show.
+        """
         return {
             "name": cls.name,
             "summary": (cls.__doc__ or "").strip().partition("\n")[0],
@@ -101,10 +112,25 @@ class Backend(Generic[S, P]):
         }
 
 
+def _is_frozen(cls: type) -> bool:
+    """Asked by trying: `@attrs.define` with a converter has a `__setattr__` of its own, too."""
+    try:
+        object.__new__(cls).__setattr__("name", None)
+    except attrs.exceptions.FrozenInstanceError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
 def mixins(cls: type | None) -> frozenset[str]:
     """The names of the capability mixins a class inherits."""
     bases = cls.__mro__ if cls else ()
-    return frozenset(base.__name__ for base in bases if issubclass(base, Mixin) and base is not Mixin and Mixin in base.__bases__)
+    return frozenset(
+        base.__name__
+        for base in bases
+        if issubclass(base, Mixin) and base is not Mixin and Mixin in base.__bases__
+    )
 
 
 def supported(controller: type | None, node: type | None) -> tuple[Operation, ...]:

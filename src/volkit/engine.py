@@ -1,4 +1,5 @@
-"""The engine: validate -> lock -> journal -> call -> settle. The only place with policy; adapters and backends have none.
+"""The engine: validate -> lock -> journal -> call -> settle. The only place with policy; adapters and
+backends have none.
 
 ```python
 engine = Engine(LoopBackend, settings, state_dir=Path("/var/lib/volkit/loop"), node_id="n1")
@@ -8,12 +9,9 @@ volume = engine.run("create_volume", CreateVolumeRequest(name="pvc-1", parameter
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
-
-from attrs import frozen
 
 from volkit.backend import Backend, supported
 from volkit.errors import FailedPrecondition, InvalidArgument, Unsupported
@@ -21,27 +19,16 @@ from volkit.interfaces import Controller, FindsByName, Mixin, Node, TakesIds, Ta
 from volkit.journal import Journal, open_journal
 from volkit.locks import Locks
 from volkit.operations import OPERATIONS, Operation
+from volkit.requests import Call
 
 SERVICES = ("controller", "node")
-
-
-@frozen(kw_only=True)
-class Call:
-    """What a call from outside allows: an answer by `deadline` (time.monotonic() seconds), and `wait` seconds for the volume's lock."""
-
-    deadline: float | None = None
-    wait: float = 2.0
-
-    def patience(self) -> float:
-        """Seconds that may be spent on waiting for another operation."""
-        return self.wait if self.deadline is None else max(0.0, min(self.wait, self.deadline - time.monotonic()))
 
 
 class Engine:
     """One backend at work. `state_dir` holds the lock file and, unless a `journal` is given, the journal.
 
-    Several engines, in one process or in many, may share a state directory. What a node knows of itself stays in the state
-    directory also where the controller's `journal` is elsewhere.
+    Several engines, in one process or in many, may share a state directory. What a node knows of itself stays
+    in the state directory also where the controller's `journal` is elsewhere.
 
     Raises FailedPrecondition where a journal in memory would make the backend double its volumes.
     """
@@ -75,9 +62,13 @@ class Engine:
         self.journal = local if journal is None else journal
         _refuse_doubling(backend, controller_class, self.journal)
         self.locks = Locks(state_dir / "locks")
-        self.controller: Controller[Any, Any] | None = controller_class(settings, node_id) if controller_class else None
+        self.controller: Controller[Any, Any] | None = (
+            controller_class(settings, node_id) if controller_class else None
+        )
         self.node: Node[Any] | None = node_class(settings, node_id) if node_class else None
-        self.operations: Mapping[str, Operation] = {one.name: one for one in supported(controller_class, node_class)}
+        self.operations: Mapping[str, Operation] = {
+            one.name: one for one in supported(controller_class, node_class)
+        }
         staging = Staging(self.node, backend, local, self.locks, node_id) if self.node else None
         sides: dict[str, object] = {"node": staging}
         if self.controller:
@@ -91,18 +82,22 @@ class Engine:
 
     def has(self, mixin: type[Mixin]) -> bool:
         """Does the backend, as served here, have this capability?"""
-        return isinstance(self.controller, mixin) or isinstance(self.node, mixin)
+        return any(isinstance(side, mixin) for side in (self.controller, self.node))
 
     def run(self, operation: str, request: Any, call: Call = Call()) -> Any:
         """Do one operation of the table; `request` and what is returned are of the classes in its row.
 
-        Raises only errors of `volkit.errors`: Unsupported for a row that is not served here; for an exception of the backend
-        that is none of these, what is found out by looking, else Unavailable.
+        Raises only errors of `volkit.errors`: Unsupported for a row that is not served here; for an exception
+        of the backend that is none of these, what is found out by looking, else Unavailable.
         """
         run = self._run.get(operation)
         if run is None:
             row = OPERATIONS[operation]
-            why = f"{row.side} service is off" if row.side not in self.services else f"backend {self.backend.name!r} cannot do it"
+            why = (
+                f"{row.side} service is off"
+                if row.side not in self.services
+                else f"backend {self.backend.name!r} cannot do it"
+            )
             raise Unsupported(f"{operation}: the {why}")
         return run(request, call)
 

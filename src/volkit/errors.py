@@ -1,6 +1,7 @@
 """What can go wrong, in words that know no wire.
 
-A vendor raises one of these, or a subclass of one; every adapter maps them to its own codes along the class's MRO.
+A vendor raises one of these, or a subclass of one; every adapter maps them to its own codes along the class's
+MRO.
 
 ```text
 VolkitError
@@ -23,10 +24,10 @@ VolkitError
     └── DeadlineExceeded   no answer in time
 ```
 
-The split that matters is `Ambiguous` against the rest. An orchestrator takes the rest as final: the Kubernetes
-provisioner forgets a volume after INTERNAL or UNKNOWN, and so leaks it when the create went through after all
-(external-provisioner, `checkError`). An exception that is none of these, raised by a backend, is therefore turned by
-the engine into `Unavailable` after it looked at what really happened.
+The split that matters is `Ambiguous` against the rest. An orchestrator takes the rest as final: the
+Kubernetes provisioner forgets a volume after INTERNAL or UNKNOWN, and so leaks it when the create went
+through after all (external-provisioner, `checkError`). An exception that is none of these, raised by a
+backend, is therefore turned by the engine into `Unavailable` after it looked at what really happened.
 
 The text of an error is read by users and lands in events and logs: never put a secret in it.
 """
@@ -35,7 +36,9 @@ from __future__ import annotations
 
 
 class VolkitError(Exception):
-    """The root of all errors that volkit and its backends raise on purpose. `str(error)` is one helpful sentence."""
+    """The root of all errors that volkit and its backends raise on purpose. `str(error)` is one helpful
+    sentence.
+    """
 
     @property
     def message(self) -> str:
@@ -44,13 +47,17 @@ class VolkitError(Exception):
 
 
 class InvalidArgument(VolkitError):
-    """A field is missing, malformed or contradicts another one; names the field, the value and what is allowed."""
+    """A field is missing, malformed or contradicts another one; names the field, the value and what is
+    allowed.
+    """
 
 
 class UnsupportedVolume(InvalidArgument):
-    """Well-formed, but beyond what this volume or its kind can do, such as to mount an object volume as a raw block device.
+    """Well-formed, but beyond what this volume or its kind can do, such as to mount an object volume as a raw
+    block device.
 
-    Expand answers this as an invalid argument, stage and publish as a failed precondition (CSI spec, "exceeds capabilities").
+    Expand answers this as an invalid argument, stage and publish as a failed precondition (CSI spec, "exceeds
+    capabilities").
     """
 
 
@@ -91,7 +98,9 @@ class PermissionDenied(VolkitError):
 
 
 class Unsupported(VolkitError):
-    """The backend's class does not have the capability. Only the engine raises it: a backend leaves the mixin away."""
+    """The backend's class does not have the capability. Only the engine raises it: a backend leaves the mixin
+    away.
+    """
 
 
 class Ambiguous(VolkitError):
@@ -103,7 +112,9 @@ class Aborted(Ambiguous):
 
 
 class InvalidToken(Aborted):
-    """A paging token that this listing does not know; begin again without one (CSI spec, ListVolumes: ABORTED)."""
+    """A paging token that this listing does not know; begin again without one (CSI spec, ListVolumes:
+    ABORTED).
+    """
 
 
 class Unavailable(Ambiguous):

@@ -1,4 +1,6 @@
-"""The one way into a vendor's code: what comes out is a value of the promised type or an error of `volkit.errors`."""
+"""The one way into a vendor's code: what comes out is a value of the promised type or an error of
+`volkit.errors`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def redact(text: str, *secrets: str) -> str:
 
 
 def secrets_of(request: object) -> tuple[str, ...]:
-    """Every secret value that a request carries: its secrets, and the longer values in its mount flags (`password=…`)."""
+    """Every secret value that a request carries: its secrets, and the longer values in its mount flags
+    (`password=…`).
+    """
     secrets = getattr(request, "secrets", None)
     values = list(secrets.values()) if isinstance(secrets, Secrets) else []
     capabilities = (getattr(request, "capability", None), *getattr(request, "capabilities", ()))
@@ -33,8 +37,9 @@ def secrets_of(request: object) -> tuple[str, ...]:
 
 
 def call_backend(method: Callable[[Any], T], request: object, expected: type | tuple[type, ...]) -> T:
-    """`method(request)`. The backend's own errors pass, with secrets masked; anything else it raises, or a result of another
-    type, is logged and becomes Unavailable: what happened is not known, so the caller must look or repeat.
+    """`method(request)`. The backend's own errors pass, with secrets masked; anything else it raises, or a
+    result of another type, is logged and becomes Unavailable: what happened is not known, so the caller must
+    look or repeat.
     """
     name = getattr(method, "__qualname__", repr(method))
     secrets = secrets_of(request)
@@ -48,8 +53,12 @@ def call_backend(method: Callable[[Any], T], request: object, expected: type | t
     except Exception as error:
         trace = redact("".join(traceback.format_exception(error)), *secrets)
         _log.error("%s failed unexpectedly\n%s", name, trace)
-        raise Unavailable(f"{name} failed unexpectedly ({type(error).__name__}): see the driver's log") from None
+        raise Unavailable(
+            f"{name} failed unexpectedly ({type(error).__name__}): see the driver's log"
+        ) from None
     if not isinstance(result, expected):
         _log.error("%s returned %s, not %s", name, type(result).__name__, expected)
-        raise Unavailable(f"{name} returned a {type(result).__name__}: a fault of the backend, see the driver's log")
+        raise Unavailable(
+            f"{name} returned a {type(result).__name__}: a fault of the backend, see the driver's log"
+        )
     return result

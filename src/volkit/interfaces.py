@@ -1,4 +1,5 @@
-"""What a vendor writes: a Controller, which makes volumes, and a Node, which makes them reachable on a machine.
+"""What a vendor writes: a Controller, which makes volumes, and a Node, which makes them reachable on a
+machine.
 
 ```python
 class AcmeController(Controller[AcmeSettings, AcmeParameters], FindsByName, Expands):
@@ -12,18 +13,20 @@ class AcmeNode(Node[AcmeSettings]):
     def disconnect(self, request): ...
 ```
 
-Methods block, may be called from several threads at once (never for one volume at the same time), and need not be
-idempotent, validated, locked or recorded: volkit's engine is all of that. To be idempotent does no harm.
+Methods block, may be called from several threads at once (never for one volume at the same time), and need
+not be idempotent, validated, locked or recorded: volkit's engine is all of that. To be idempotent does no
+harm.
 
-A capability is reported because the class inherits its mixin, and for no other reason. A mixin without its method, a
-method without its mixin, and an `async def` are refused when the class is defined, so that a driver cannot promise what
-it does not have (VAST's advertised a controller it had not, kadalu's answered OK to an expansion it did not do).
+A capability is reported because the class inherits its mixin, and for no other reason. A mixin without its
+method, a method without its mixin, and an `async def` are refused when the class is defined, so that a driver
+cannot promise what it does not have (VAST's advertised a controller it had not, kadalu's answered OK to an
+expansion it did not do).
 """
 
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, ClassVar, Generic, TypeVar
 
 from volkit.model import Connection, Snapshot, Usage, Volume, VolumeHealth
@@ -57,30 +60,41 @@ S = TypeVar("S")
 P = TypeVar("P")
 
 
-class Mixin(ABC):
-    """The root of all capability mixins. `needs` names the mixins that this one makes no sense without."""
+class Mixin:
+    """The root of all capability mixins. `needs` names the mixins that this one makes no sense without.
+
+    No ABC: its answers to issubclass go wrong for good classes after a bad one was refused at its definition,
+    and volkit's own check is made earlier than that of abc.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ()
 
 
-# -- how a create is made safe to repeat: a controller has at least one, or needs a journal that follows it --------------
+# -- how a create is made safe to repeat: a controller has at least one, or needs a journal that follows it
+# --------------
 
 
 class FindsByName(Mixin):
-    """`get_volume` (and `get_snapshot`) also answers `request.name`: names are unique in the storage, and kept by it."""
+    """`get_volume` (and `get_snapshot`) also answers `request.name`: names are unique in the storage, and
+    kept by it.
+    """
 
 
 class TakesIds(Mixin):
-    """`create_volume` makes the volume under `request.volume_id` (a snapshot under `request.snapshot_id`), which volkit derives
-    from the name: 34 characters, `[a-z0-9-]`, begins with a letter; safe as a file name, a ZFS data set or an LVM volume.
+    """`create_volume` makes the volume under `request.volume_id` (a snapshot under `request.snapshot_id`),
+    which volkit derives from the name: 34 characters, `[a-z0-9-]`, begins with a letter; safe as a file name,
+    a ZFS data set or an LVM volume.
     """
 
 
 class TakesTokens(Mixin):
-    """`create_volume` hands `request.token` to a storage that answers the same token with the same volume, and only once makes it."""
+    """`create_volume` hands `request.token` to a storage that answers the same token with the same volume,
+    and only once makes it.
+    """
 
 
-# -- what a controller can do beyond create, delete and get ------------------------------------------------------------
+# -- what a controller can do beyond create, delete and get
+# ------------------------------------------------------------
 
 
 class Publishes(Mixin):
@@ -88,7 +102,9 @@ class Publishes(Mixin):
 
     @abstractmethod
     def controller_publish(self, request: ControllerPublishRequest) -> ControllerPublishResult:
-        """Attach. Raises NotFound for the volume or the node, ResourceExhausted where the node has no slot left."""
+        """Attach. Raises NotFound for the volume or the node, ResourceExhausted where the node has no slot
+        left.
+        """
 
     @abstractmethod
     def controller_unpublish(self, request: ControllerUnpublishRequest) -> None:
@@ -100,7 +116,9 @@ class Lists(Mixin):
 
     @abstractmethod
     def list_volumes(self, request: ListRequest) -> Page[Volume]:
-        """One page, in an order that stays the same; `Page.of` slices a sorted list of ids. Raises InvalidToken."""
+        """One page, in an order that stays the same; `Page.of` slices a sorted list of ids. Raises
+        InvalidToken.
+        """
 
 
 class ListsPublished(Mixin):
@@ -118,7 +136,9 @@ class Expands(Mixin):
 
     @abstractmethod
     def expand_volume(self, request: ExpandVolumeRequest) -> ExpandVolumeResult:
-        """Grow to `request.size`. Never called for a volume that has it already. Raises OutOfRange, ResourceExhausted."""
+        """Grow to `request.size`. Never called for a volume that has it already. Raises OutOfRange,
+        ResourceExhausted.
+        """
 
 
 class ExpandsOffline(Mixin):
@@ -128,11 +148,15 @@ class ExpandsOffline(Mixin):
 
 
 class Snapshots(Mixin):
-    """Snapshots can be made, and volumes from them (CSI CREATE_DELETE_SNAPSHOT): `create_volume` gets a SnapshotSource."""
+    """Snapshots can be made, and volumes from them (CSI CREATE_DELETE_SNAPSHOT): `create_volume` gets a
+    SnapshotSource.
+    """
 
     @abstractmethod
     def create_snapshot(self, request: CreateSnapshotRequest) -> Snapshot:
-        """Cut. Returns after the cut is made; `ready=False` where it cannot be used yet. Raises NotFound for the volume."""
+        """Cut. Returns after the cut is made; `ready=False` where it cannot be used yet. Raises NotFound for
+        the volume.
+        """
 
     @abstractmethod
     def delete_snapshot(self, request: DeleteSnapshotRequest) -> None:
@@ -150,7 +174,9 @@ class ListsSnapshots(Mixin):
 
     @abstractmethod
     def list_snapshots(self, request: ListSnapshotsRequest) -> Page[Snapshot]:
-        """One page of all snapshots, or of those of one volume. The engine answers a question for a single id by `get_snapshot`."""
+        """One page of all snapshots, or of those of one volume. The engine answers a question for a single id
+        by `get_snapshot`.
+        """
 
 
 class Clones(Mixin):
@@ -181,33 +207,45 @@ class ReportsHealth(Mixin):
         """Raises NotFound."""
 
 
-# -- what a node can do beyond connect ---------------------------------------------------------------------------------
+# -- what a node can do beyond connect
+# ---------------------------------------------------------------------------------
 
 
 class ConnectsPerPod(Mixin):
-    """connect runs at every publish instead of once at stage, since it needs what only comes there (per-pod credentials)."""
+    """connect runs at every publish instead of once at stage, since it needs what only comes there (per-pod
+    credentials).
+    """
 
 
-# -- the two interfaces ------------------------------------------------------------------------------------------------
+# -- the two interfaces
+# ------------------------------------------------------------------------------------------------
 
 
-class _Checked(ABC):
-    """Refuses, at its definition, a class whose methods and mixins do not match. `abstract=True` exempts a vendor's own base."""
+class _Checked:
+    """Refuses, at its definition, a class whose methods and mixins do not match. `abstract=True` exempts a
+    vendor's own base.
+    """
 
     mixins: ClassVar[tuple[type[Mixin], ...]] = ()
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, value in vars(cls).items():
+        for name in dir(cls):
+            value = inspect.getattr_static(cls, name)
+            value = getattr(value, "__func__", value)  # of a static or a class method
             if inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value):
-                raise TypeError(f"{cls.__name__}.{name} is an async def: volkit's methods block; remove the async")
+                raise TypeError(
+                    f"{cls.__name__}.{name} is an async def: volkit's methods block; remove the async"
+                )
         if abstract:
             return
         for mixin in cls.mixins:
             cls._check(mixin)
         for base in (base for base in cls.__mro__ if issubclass(base, Mixin) and base is not Mixin):
-            if not issubclass(base, _Checked) and base not in cls.mixins:
-                raise TypeError(f"{cls.__name__} cannot have {base.__name__}: it has {', '.join(m.__name__ for m in cls.mixins)}")
+            if not issubclass(base, (_Checked, *cls.mixins)):
+                raise TypeError(
+                    f"{cls.__name__} cannot have {base.__name__}: it has {', '.join(m.__name__ for m in cls.mixins)}"
+                )
         if missing := sorted(_abstract(cls) - {name for mixin in cls.mixins for name in _abstract(mixin)}):
             raise TypeError(f"{cls.__name__} lacks {', '.join(missing)}: define it")
 
@@ -217,8 +255,10 @@ class _Checked(ABC):
         if issubclass(cls, mixin):
             for other in mixin.needs:
                 if not any(base.__name__ == other for base in cls.__mro__):
-                    raise TypeError(f"{cls.__name__} has {mixin.__name__} without {other}: add {other} to its bases")
-            if missing := sorted(name for name in methods if _is_abstract(getattr(cls, name))):
+                    raise TypeError(
+                        f"{cls.__name__} has {mixin.__name__} without {other}: add {other} to its bases"
+                    )
+            if missing := sorted(name for name in methods if _is_missing(getattr(cls, name))):
                 raise TypeError(
                     f"{cls.__name__} has {mixin.__name__} but not {', '.join(missing)}: define it, or remove {mixin.__name__}"
                 )
@@ -226,6 +266,10 @@ class _Checked(ABC):
             raise TypeError(
                 f"{cls.__name__} defines {', '.join(present)} without {mixin.__name__}: add {mixin.__name__} to its bases"
             )
+
+
+def _is_missing(value: object) -> bool:
+    return _is_abstract(value) or not callable(value)
 
 
 def _is_abstract(value: object) -> bool:
@@ -257,14 +301,17 @@ class Controller(_Checked, Generic[S, P], abstract=True):
     )
 
     def __init__(self, settings: S, node_id: str = "") -> None:
-        """`node_id` is the node this process runs on, for a backend whose volumes live there; "" for a controller apart."""
+        """`node_id` is the node this process runs on, for a backend whose volumes live there; "" for a
+        controller apart.
+        """
         self.settings = settings
         self.node_id = node_id
 
     @abstractmethod
     def create_volume(self, request: CreateVolumeRequest[P]) -> Volume:
-        """Make it, and return it complete. Raises ResourceExhausted, OutOfRange, NotFound (the source), InvalidArgument;
-        Unavailable or DeadlineExceeded where it is not known whether it was made (volkit then looks).
+        """Make it, and return it complete. Raises ResourceExhausted, OutOfRange, NotFound (the source),
+        InvalidArgument; Unavailable or DeadlineExceeded where it is not known whether it was made (volkit
+        then looks).
         """
 
     @abstractmethod
@@ -273,11 +320,15 @@ class Controller(_Checked, Generic[S, P], abstract=True):
 
     @abstractmethod
     def get_volume(self, request: GetVolumeRequest) -> Volume:
-        """The volume as it is in the storage now. Raises NotFound, and only where it is proven not to be there."""
+        """The volume as it is in the storage now. Raises NotFound, and only where it is proven not to be
+        there.
+        """
 
 
 class Node(_Checked, Generic[S], abstract=True):
-    """Makes a volume reachable on the machine it runs on, and says where; volkit formats, mounts and publishes it from there."""
+    """Makes a volume reachable on the machine it runs on, and says where; volkit formats, mounts and
+    publishes it from there.
+    """
 
     mixins: ClassVar[tuple[type[Mixin], ...]] = (ConnectsPerPod,)
 
@@ -287,7 +338,9 @@ class Node(_Checked, Generic[S], abstract=True):
 
     @abstractmethod
     def connect(self, request: ConnectRequest) -> Connection:
-        """Log in, attach, rescan, wait: whatever it takes until the device or the file system is there. Raises NotFound."""
+        """Log in, attach, rescan, wait: whatever it takes until the device or the file system is there.
+        Raises NotFound.
+        """
 
     @abstractmethod
     def disconnect(self, request: DisconnectRequest) -> None:
@@ -301,5 +354,7 @@ class Node(_Checked, Generic[S], abstract=True):
         """Make the grown size visible here. The default trusts the kernel to have noticed."""
 
     def usage(self, volume_id: str, connection: Connection) -> Usage | None:
-        """How much of the volume is used, where the storage knows better than statvfs(2); None leaves it to volkit."""
+        """How much of the volume is used, where the storage knows better than statvfs(2); None leaves it to
+        volkit.
+        """
         return None

@@ -1,7 +1,7 @@
 """What is legal, and the way from one state to another: pure functions over the table.
 
-A state that a backend lacks collapses into the one before it: without `Publishes` a created volume is NODE_READY, and where
-connect runs per pod a NODE_READY one is VOL_READY.
+A state that a backend lacks collapses into the one before it: without `Publishes` a created volume is
+NODE_READY, and where connect runs per pod a NODE_READY one is VOL_READY.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def canonical(state: State, operations: Collection[Operation]) -> State:
 
 
 def allowed(operation: Operation, state: State, operations: Collection[Operation]) -> bool:
-    """Is `operation` legal for a volume in `state`, as a first call or as a repeat? ControllerUnpublish always is."""
+    """Is `operation` legal for a volume in `state`, as a first call or as a repeat? ControllerUnpublish
+    always is.
+    """
     if operation not in operations:
         return False
     if operation.before is None or operation.after is None or operation.name == "controller_unpublish":
@@ -30,9 +32,13 @@ def allowed(operation: Operation, state: State, operations: Collection[Operation
 
 
 def plan(start: State, end: State, operations: Collection[Operation]) -> tuple[Operation, ...]:
-    """The operations that lead from `start` to `end`, in order. Docker's Mount is `plan(CREATED, PUBLISHED)`."""
+    """The operations that lead from `start` to `end`, in order. Docker's Mount is `plan(CREATED,
+    PUBLISHED)`.
+    """
     if start <= end:
-        forward = (one for one in OPERATIONS.values() if one.before is not None and one.after == one.before + 1)
+        forward = (
+            one for one in OPERATIONS.values() if one.before is not None and one.after == one.before + 1
+        )
         return tuple(one for one in forward if one in operations and start <= one.before and one.after <= end)  # type: ignore[operator]
     backward = (one for one in OPERATIONS.values() if one.before is not None and one.after == one.before - 1)
     steps = [one for one in backward if one in operations and end <= one.after and one.before <= start]  # type: ignore[operator]

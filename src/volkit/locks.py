@@ -1,8 +1,9 @@
 """One operation per volume at a time, among the threads of a process and the processes of a host.
 
-A lock is a byte of one file, locked by an open file description (man 2 fcntl, F_OFD_SETLK): it excludes other processes, goes
-away with its holder, and leaves no file per volume behind. Two keys that share a byte (one in 2**62) merely wait for each
-other. Threads of one process wait for each other in memory first, so that a wait is woken rather than polled.
+A lock is a byte of one file, locked by an open file description (man 2 fcntl, F_OFD_SETLK): it excludes other
+processes, goes away with its holder, and leaves no file per volume behind. Two keys that share a byte (one in
+2**62) merely wait for each other. Threads of one process wait for each other in memory first, so that a wait
+is woken rather than polled.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Locks:
     def hold(self, *keys: str, wait: float) -> Iterator[None]:
         """Hold all of `keys`, taken in the order given, waiting up to `wait` seconds in all.
 
-        Everybody names keys in the same order (a name before an id, a volume before a target), so that nobody waits in a
-        ring. Raises Aborted where somebody else holds one of them for longer.
+        Everybody names keys in the same order (a name before an id, a volume before a target), so that nobody
+        waits in a ring. Raises Aborted where somebody else holds one of them for longer.
         """
         deadline = time.monotonic() + wait
         held: list[tuple[str, _Turn, int]] = []

@@ -1,11 +1,13 @@
 """Things made by name, never twice and never lost: volumes, and snapshots.
 
-The name is recorded before the backend is asked (one durable write), the id after it (not durable: it can be found again).
+The name is recorded before the backend is asked (one durable write), the id after it (not durable: it can be
+found again).
 
     volume-name/<name>  {"state": "creating", "token": …, "request": …}   then  {"id": …}
     volume/<id>         {"name": …, "request": …}                        and while it goes  {…, "state": "deleting"}
 
-After a crash the repeat of a call finds the record of the first, looks at what really happened, and goes on from there.
+After a crash the repeat of a call finds the record of the first, looks at what really happened, and goes on
+from there.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ _log = logging.getLogger("volkit.engine")
 
 @frozen
 class Found(Generic[T]):
-    """What a name stands for: the thing as its storage shows it, and what was asked for when it was made (None: not recorded)."""
+    """What a name stands for: the thing as its storage shows it, and what was asked for when it was made
+    (None: not recorded).
+    """
 
     thing: T
     asked: Mapping[str, Any] | None
@@ -41,8 +45,8 @@ class Found(Generic[T]):
 class Making(Generic[T]):
     """Creates and deletes things of one sort through a controller. The caller holds `lock_name` or `lock_id`.
 
-    `look` gets one by id or by name (keywords `id`, `name`, `secrets`) and raises NotFound; `remove(id, secrets)` deletes one.
-    `secrets` are those of the call that is served.
+    `look` gets one by id or by name (keywords `id`, `name`, `secrets`) and raises NotFound; `remove(id,
+    secrets)` deletes one. `secrets` are those of the call that is served.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class Making(Generic[T]):
         return key(self._sort, id_)
 
     def id_for(self, name: str) -> str:
-        """The id that volkit chooses for a name: the same each time, so that a lost journal loses nothing; "" where the backend chooses."""
+        """The id that volkit chooses for a name: the same each time, so that a lost journal loses nothing; ""
+        where the backend chooses.
+        """
         if not self._takes_ids:
             return ""
         return f"{self._sort[0]}-{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
@@ -89,7 +95,9 @@ class Making(Generic[T]):
         return self._locks.hold(*([self._name_key(name)] if name else []), self._id_key(id_), wait=wait)
 
     def find(self, name: str, secrets: Secrets) -> Found[T] | None:
-        """What was made under `name`, by this or an earlier process, as it is now; None where there is nothing."""
+        """What was made under `name`, by this or an earlier process, as it is now; None where there is
+        nothing.
+        """
         entry = self._journal.get(self._name_key(name))
         record = entry.value if entry else {}
         id_ = record.get("id") or self.id_for(name)
@@ -112,15 +120,21 @@ class Making(Generic[T]):
             )
         return None
 
-    def create(self, name: str, secrets: Secrets, asked: Mapping[str, Any], make: Callable[[str, str], T]) -> T:
-        """Make it with `make(id, token)`; `asked` is kept for comparing repeats. `find` has returned None before.
+    def create(
+        self, name: str, secrets: Secrets, asked: Mapping[str, Any], make: Callable[[str, str], T]
+    ) -> T:
+        """Make it with `make(id, token)`; `asked` is kept for comparing repeats. `find` has returned None
+        before.
 
-        Raises the backend's own final error where it is proven that nothing was made, an Ambiguous one where it may have been.
+        Raises the backend's own final error where it is proven that nothing was made, an Ambiguous one where
+        it may have been.
         """
         name_key = self._name_key(name)
         entry = self._journal.get(name_key)
         token = (entry.value.get("token") if entry else None) or uuid.uuid4().hex
-        self._journal.write(Put(name_key, {"state": "creating", "token": token, "request": asked}), durable=True)
+        self._journal.write(
+            Put(name_key, {"state": "creating", "token": token, "request": asked}), durable=True
+        )
         try:
             thing = make(self.id_for(name), token)
         except VolkitError as error:
@@ -129,7 +143,9 @@ class Making(Generic[T]):
         return thing
 
     def _after_failure(self, name: str, secrets: Secrets, error: VolkitError) -> T:
-        """Settle a failed create by looking: the thing where it is there after all, else the error that is true."""
+        """Settle a failed create by looking: the thing where it is there after all, else the error that is
+        true.
+        """
         final = not isinstance(error, Ambiguous)
         if not self._findable:
             if final:
@@ -141,8 +157,14 @@ class Making(Generic[T]):
                 self._remove(thing.id, secrets)  # refused after it was begun: nothing half-made stays
                 thing = self._look_for(self.id_for(name), name, secrets)
         except VolkitError as second:
-            _log.warning("after a failed create of %s %r: looking failed too (%s)", self._sort, name, second.message)
-            raise error if not final else Unavailable(f"{error.message}; whether something was made is not known yet") from second
+            _log.warning(
+                "after a failed create of %s %r: looking failed too (%s)", self._sort, name, second.message
+            )
+            raise (
+                error
+                if not final
+                else Unavailable(f"{error.message}; whether something was made is not known yet")
+            ) from second
         if thing is None:
             if final:
                 self._journal.write(Delete(self._name_key(name)), durable=False)
@@ -167,7 +189,9 @@ class Making(Generic[T]):
         )
 
     def delete(self, id_: str, secrets: Secrets) -> None:
-        """Remove it, recorded or not; gone already is success. The record goes last, so that a repeat finishes what was cut short."""
+        """Remove it, recorded or not; gone already is success. The record goes last, so that a repeat
+        finishes what was cut short.
+        """
         id_key = self._id_key(id_)
         entry = self._journal.get(id_key)
         record = entry.value if entry else {}

@@ -1,15 +1,17 @@
-"""The nouns: volumes and their kinds, snapshots, capabilities, sizes, topology, secrets. Frozen values, no behaviour.
+"""The nouns: volumes and their kinds, snapshots, capabilities, sizes, topology, secrets. Frozen values, no
+behaviour.
 
-Sizes are bytes. Every mapping handed in is copied and made read-only, so that a value never changes under its reader.
+Sizes are bytes. Every mapping handed in is copied and made read-only, so that a value never changes under its
+reader.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from attrs import field, frozen
 
@@ -27,8 +29,15 @@ def _read_only(mapping: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(dict(mapping)) if mapping else EMPTY
 
 
+def _tuple(values: Iterable[Any]) -> tuple[Any, ...]:
+    if isinstance(values, str):
+        raise TypeError(f"{values!r} is one text where several values are due: write ({values!r},)")
+    return tuple(values)
+
+
 class Secrets(Mapping[str, str]):
-    """Credentials that came with one call. A mapping that shows its keys to nobody and its values only when asked by key.
+    """Credentials that came with one call. A mapping that shows its keys to nobody and its values only when
+    asked by key.
 
     `repr`, `str` and `format` print `Secrets(***)`; it refuses to be pickled or copied into a record.
     """
@@ -82,7 +91,9 @@ class AccessMode(enum.Enum):
 
     @property
     def multi_target(self) -> bool:
-        """May be published at more than one target of one node (CSI spec, NodePublishVolume, second call table)."""
+        """May be published at more than one target of one node (CSI spec, NodePublishVolume, second call
+        table).
+        """
         return self.multi_node or self is AccessMode.SINGLE_NODE_MULTI_WRITER
 
 
@@ -97,14 +108,16 @@ class AccessType(enum.Enum):
 class Capability:
     """What a user wants of a volume: how it is seen, by how many, and with which mount flags.
 
-    `fs_type` is "" for "the backend's default". `mount_flags` may carry credentials (a CIFS password) and are not shown.
-    `volume_mount_group` is a gid in decimal that files shall belong to, or "".
+    `fs_type` is "" for "the backend's default". `mount_flags` may carry credentials (a CIFS password) and are
+    not shown. `volume_mount_group` is a gid in decimal that files shall belong to, or "".
     """
 
     access_mode: AccessMode = AccessMode.SINGLE_NODE_WRITER
     access_type: AccessType = AccessType.MOUNT
     fs_type: str = ""
-    mount_flags: tuple[str, ...] = field(default=(), converter=tuple, repr=lambda flags: "(***)" if flags else "()")
+    mount_flags: tuple[str, ...] = field(
+        default=(), converter=_tuple, repr=lambda flags: "(***)" if flags else "()"
+    )
     volume_mount_group: str = ""
 
     @property
@@ -113,7 +126,9 @@ class Capability:
         return self.access_type is AccessType.BLOCK
 
     def record(self) -> list[str]:
-        """What a record keeps of it, to compare a repeated call with: all but the mount flags, which may be secret."""
+        """What a record keeps of it, to compare a repeated call with: all but the mount flags, which may be
+        secret.
+        """
         return [self.access_mode.value, self.access_type.value, self.fs_type, self.volume_mount_group]
 
 
@@ -130,7 +145,9 @@ class CapacityRange:
 
 @frozen
 class Topology:
-    """Where something is: segments such as `{"volkit.io/node": "n1"}`. All of one topology's segments hold together."""
+    """Where something is: segments such as `{"volkit.io/node": "n1"}`. All of one topology's segments hold
+    together.
+    """
 
     segments: Mapping[str, str] = field(factory=dict, converter=_read_only, hash=False)
 
@@ -138,17 +155,21 @@ class Topology:
         return hash(frozenset(self.segments.items()))
 
     def within(self, place: Topology) -> bool:
-        """True when every segment of this topology is the same at `place`; keys compare without case (CSI spec, Topology)."""
+        """True when every segment of this topology is the same at `place`; keys compare without case (CSI
+        spec, Topology).
+        """
         here = {key.lower(): value for key, value in place.segments.items()}
         return all(here.get(key.lower()) == value for key, value in self.segments.items())
 
 
 @frozen(kw_only=True)
 class TopologyRequirement:
-    """Where a volume must be reachable from: one of `requisite`; `preferred` in order of preference (CSI spec, TopologyRequirement)."""
+    """Where a volume must be reachable from: one of `requisite`; `preferred` in order of preference (CSI
+    spec, TopologyRequirement).
+    """
 
-    requisite: tuple[Topology, ...] = field(default=(), converter=tuple)
-    preferred: tuple[Topology, ...] = field(default=(), converter=tuple)
+    requisite: tuple[Topology, ...] = field(default=(), converter=_tuple)
+    preferred: tuple[Topology, ...] = field(default=(), converter=_tuple)
 
     def candidates(self) -> tuple[Topology, ...]:
         """Every place that will do, best first."""
@@ -174,17 +195,18 @@ Source = SnapshotSource | CloneSource
 
 @frozen(kw_only=True)
 class Volume:
-    """One volume, complete: the record that every operation speaks of. Make a `BlockVolume`, `FileVolume` or `ObjectVolume`.
+    """One volume, complete: the record that every operation speaks of. Make a `BlockVolume`, `FileVolume` or
+    `ObjectVolume`.
 
-    `id` is the backend's own and opaque to volkit. `capacity` is bytes, 0 where it is unbounded or unknown. `context` goes
-    to the node with every call; no secrets in it. `topology` names the places it can be used from, none means everywhere.
-    `source` is what it was made from.
+    `id` is the backend's own and opaque to volkit. `capacity` is bytes, 0 where it is unbounded or unknown.
+    `context` goes to the node with every call; no secrets in it. `topology` names the places it can be used
+    from, none means everywhere. `source` is what it was made from.
     """
 
     id: str
     capacity: int = 0
     context: Mapping[str, str] = field(factory=dict, converter=_read_only)
-    topology: tuple[Topology, ...] = field(default=(), converter=tuple)
+    topology: tuple[Topology, ...] = field(default=(), converter=_tuple)
     source: Source | None = None
 
     kind: ClassVar[str] = ""
@@ -225,7 +247,8 @@ class VolumeHealth:
 
 @frozen(kw_only=True)
 class Snapshot:
-    """A point in time of one volume. `size` is the bytes a volume made from it needs, `created_at` is aware (UTC).
+    """A point in time of one volume. `size` is the bytes a volume made from it needs, `created_at` is aware
+    (UTC).
 
     `ready` is False while the cut is made but not yet usable: the caller repeats the call until it is.
     """
@@ -239,7 +262,9 @@ class Snapshot:
 
 @frozen(kw_only=True)
 class Usage:
-    """How much of a volume is used. Bytes; inodes are 0 where a file system does not count them. `available` is what a user may still take."""
+    """How much of a volume is used. Bytes; inodes are 0 where a file system does not count them. `available`
+    is what a user may still take.
+    """
 
     total: int
     used: int = 0
@@ -251,27 +276,33 @@ class Usage:
 
 @frozen(kw_only=True)
 class BlockConnection:
-    """A block device on this node. `identity` is what `volkit.host.devices.read_identity` must say of it before every use.
+    """A block device on this node. `identity` is what `volkit.host.devices.read_identity` must say of it
+    before every use.
 
-    `device` is an absolute path such as `/dev/loop3`; paths are hints, the identity (serial, wwid, backing inode) is the
-    proof, so give at least one attribute that another volume's device cannot have (aws-ebs-csi-driver #1224: a stale
-    by-id link mounted the wrong disk).
+    `device` is an absolute path such as `/dev/loop3`; paths are hints, the identity (serial, wwid, backing
+    inode) is the proof, so give at least one attribute that another volume's device cannot have
+    (aws-ebs-csi-driver #1224: a stale by-id link mounted the wrong disk). `zeroed` is True where all of it is
+    known to read as zeros still, which makes the first format cheaper; to be only likely is not enough.
     """
 
     device: str
     identity: Mapping[str, str] = field(factory=dict, converter=_read_only)
+    zeroed: bool = False
 
 
 @frozen(kw_only=True)
 class FileConnection:
-    """A file system that can be mounted (`source`, `fs_type`, `options`), or a directory that is there already (`directory`).
+    """A file system that can be mounted (`source`, `fs_type`, `options`), or a directory that is there
+    already (`directory`).
 
     `options` are mount(8) words and may carry credentials; they are not shown and not recorded.
     """
 
     source: str = ""
     fs_type: str = ""
-    options: tuple[str, ...] = field(default=(), converter=tuple, repr=lambda words: "(***)" if words else "()")
+    options: tuple[str, ...] = field(
+        default=(), converter=_tuple, repr=lambda words: "(***)" if words else "()"
+    )
     directory: str = ""
 
 

@@ -1,4 +1,6 @@
-"""A node's id on the wire, which carries what the node knows of itself to a controller that never sees it: `n1?iqn=…&wwn=…`."""
+"""A node's id on the wire, which carries what the node knows of itself to a controller that never sees it:
+`n1?iqn=…&wwn=…`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,16 @@ MAX_BYTES = 256
 
 
 def encode_node_id(name: str, facts: Mapping[str, str]) -> str:
-    """The node's name, with its facts behind a `?` where there are any. Raises FailedPrecondition beyond 256 bytes."""
+    """The node's name, with its facts behind a `?` where there are any. Raises FailedPrecondition beyond 256
+    bytes.
+    """
     if "?" in name:
         raise InvalidArgument(f"node id {name!r} must not contain '?'")
     text = f"{name}?{urlencode(sorted(facts.items()), safe=':/')}" if facts else name
     if len(text.encode()) > MAX_BYTES:
-        raise FailedPrecondition(f"node id {name!r} and its facts ({', '.join(sorted(facts))}) take more than {MAX_BYTES} bytes")
+        raise FailedPrecondition(
+            f"node id {name!r} and its facts ({', '.join(sorted(facts))}) take more than {MAX_BYTES} bytes"
+        )
     return text
 
 

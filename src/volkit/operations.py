@@ -1,10 +1,11 @@
 """THE TABLE: one row per operation. The lifecycle is data, and nothing else decides what is legal.
 
-It is read by the engine (locks, legality, how a repeat settles), by every adapter (what to report as a capability, what is
-unimplemented), by `volkit.lifecycle`, by the generated state machine of the test kit, and by the documentation.
+It is read by the engine (locks, legality, how a repeat settles), by every adapter (what to report as a
+capability, what is unimplemented), by `volkit.lifecycle`, by the generated state machine of the test kit, and
+by the documentation.
 
-States follow the CSI specification ("Volume Lifecycle"): CREATED belongs to a volume, NODE_READY and VOL_READY to a volume on a
-node, PUBLISHED to a volume at one target of a node.
+States follow the CSI specification ("Volume Lifecycle"): CREATED belongs to a volume, NODE_READY and
+VOL_READY to a volume on a node, PUBLISHED to a volume at one target of a node.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ class Lock(enum.Enum):
 
 @frozen(kw_only=True)
 class Operation:
-    """One row. `method` is what the backend's class must have for it ("" where volkit does it alone), `mixin` the capability it
-    takes, `without` one that rules it out. `before` and `after` are the states it leads from and to (None: it stays); `undo`
-    names the operation that leads back.
+    """One row. `method` is what the backend's class must have for it ("" where volkit does it alone), `mixin`
+    the capability it takes, `without` one that rules it out. `before` and `after` are the states it leads
+    from and to (None: it stays); `undo` names the operation that leads back.
     """
 
     name: str
@@ -73,7 +74,9 @@ class Operation:
         """Can a backend whose class for this side is `cls` do it?"""
         if cls is None:
             return False
-        return (self.mixin is None or issubclass(cls, self.mixin)) and not (self.without and issubclass(cls, self.without))
+        return (self.mixin is None or issubclass(cls, self.mixin)) and not (
+            self.without and issubclass(cls, self.without)
+        )
 
 
 def _controller(name: str, request: type, result: type | None, **rest: object) -> Operation:
@@ -107,7 +110,9 @@ _ROWS = (
         repeat=Repeat.GONE,
     ),
     _controller("get_volume", requests.GetVolumeRequest, requests.VolumeEntry, method="get_volume"),
-    _controller("validate_capabilities", requests.ValidateCapabilitiesRequest, requests.ValidateCapabilitiesResult),
+    _controller(
+        "validate_capabilities", requests.ValidateCapabilitiesRequest, requests.ValidateCapabilitiesResult
+    ),
     _controller(
         "controller_publish",
         requests.ControllerPublishRequest,
@@ -131,7 +136,9 @@ _ROWS = (
         lock=Lock.VOLUME,
         repeat=Repeat.GONE,
     ),
-    _controller("list_volumes", requests.ListRequest, requests.Page, method="list_volumes", mixin=interfaces.Lists),
+    _controller(
+        "list_volumes", requests.ListRequest, requests.Page, method="list_volumes", mixin=interfaces.Lists
+    ),
     _controller(
         "expand_volume",
         requests.ExpandVolumeRequest,
@@ -177,7 +184,11 @@ _ROWS = (
         repeat=Repeat.GONE,
     ),
     _controller(
-        "get_snapshot", requests.GetSnapshotRequest, model.Snapshot, method="get_snapshot", mixin=interfaces.Snapshots
+        "get_snapshot",
+        requests.GetSnapshotRequest,
+        model.Snapshot,
+        method="get_snapshot",
+        mixin=interfaces.Snapshots,
     ),
     _controller(
         "list_snapshots",

@@ -1,4 +1,5 @@
-"""One declaration of a backend's options: an attrs class, read from the strings that StorageClasses, Flex and Docker bring.
+"""One declaration of a backend's options: an attrs class, read from the strings that StorageClasses, Flex and
+Docker bring.
 
 ```python
 @frozen
@@ -10,9 +11,9 @@ class Parameters:
     token: str = option(secret=True)                       # never shown
 ```
 
-The annotation says how a string is read: `str`, `int`, `float`, `bool`, `Path` (absolute), `Size` (bytes), an `Enum` (by value),
-`tuple[str, ...]` (comma-separated), each also as `… | None`. A field `access_key` is spelled `accessKey`; `access-key` and
-`access_key` are taken too.
+The annotation says how a string is read: `str`, `int`, `float`, `bool`, `Path` (absolute), `Size` (bytes), an
+`Enum` (by value), `tuple[str, ...]` (comma-separated), each also as `… | None`. A field `access_key` is
+spelled `accessKey`; `access-key` and `access_key` are taken too.
 """
 
 from __future__ import annotations
@@ -38,18 +39,25 @@ Size = NewType("Size", int)
 """Bytes, written `10Gi`, `500M` or plain."""
 
 _SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?([KMGTPE]i?|k)?B?", re.ASCII)
-_UNITS = {"k": 1000, **{u: 1000**i for i, u in enumerate("KMGTPE", 1)}, **{f"{u}i": 1024**i for i, u in enumerate("KMGTPE", 1)}}
+_UNITS = {
+    "k": 1000,
+    **{u: 1000**i for i, u in enumerate("KMGTPE", 1)},
+    **{f"{u}i": 1024**i for i, u in enumerate("KMGTPE", 1)},
+}
 _TRUE, _FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
 
 
 def parse_size(text: str) -> int:
-    """Bytes in a text such as `10Gi`, `1.5G`, `500M` or `4096` (binary with `i`, else decimal; a fraction is rounded up).
+    """Bytes in a text such as `10Gi`, `1.5G`, `500M` or `4096` (binary with `i`, else decimal; a fraction is
+    rounded up).
 
     Raises InvalidArgument for anything else, for a negative size and for one beyond 2**63 - 1.
     """
     match = _SIZE.fullmatch(text.strip())
     if not match:
-        raise InvalidArgument(f"{text!r} is not a size: write bytes, or a number with Ki, Mi, Gi, Ti (binary) or k, M, G, T (decimal)")
+        raise InvalidArgument(
+            f"{text!r} is not a size: write bytes, or a number with Ki, Mi, Gi, Ti (binary) or k, M, G, T (decimal)"
+        )
     whole, fraction, unit = match.groups()
     factor = _UNITS[unit] if unit else 1
     size = int(whole) * factor
@@ -61,7 +69,9 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Bytes for people, in the unit that `parse_size` takes back exactly where there is one, such as `10Gi` or `1500`."""
+    """Bytes for people, in the unit that `parse_size` takes back exactly where there is one, such as `10Gi`
+    or `1500`.
+    """
     for unit in ("Ei", "Pi", "Ti", "Gi", "Mi", "Ki"):
         if size and size % _UNITS[unit] == 0:
             return f"{size // _UNITS[unit]}{unit}"
@@ -78,7 +88,8 @@ def option(
     at_most: float | None = None,
     aliases: Iterable[str] = (),
 ) -> Any:
-    """A field with more to say than its type: help text, bounds, other names, whether it can be modified later or must not be shown.
+    """A field with more to say than its type: help text, bounds, other names, whether it can be modified
+    later or must not be shown.
 
     A default may be given as the text that a user would write.
     """
@@ -116,23 +127,35 @@ class Option:
 
 
 def declared(cls: type) -> tuple[Option, ...]:
-    """The options that an attrs class declares, in its order. Raises TypeError for a type that no string can be read as."""
+    """The options that an attrs class declares, in its order. Raises TypeError for a type that no string can
+    be read as.
+    """
     return _options(cls)
 
 
 @cache
 def _options(cls: Any) -> tuple[Option, ...]:
     hints = typing.get_type_hints(cls)
-    return tuple(_declared(cls, attribute, hints[attribute.name]) for attribute in attrs.fields(cls))
+    options = tuple(_declared(cls, one, hints[one.name]) for one in attrs.fields(cls) if one.init)
+    spelled: dict[str, str] = {}
+    for option in options:
+        for spelling in option.spellings:
+            if (other := spelled.setdefault(spelling, option.field)) != option.field:
+                raise TypeError(f"{cls.__name__}: {other} and {option.field} are both spelled {spelling!r}")
+    return options
 
 
 def _declared(cls: type, attribute: attrs.Attribute[Any], hint: Any) -> Option:
     extra = attribute.metadata.get("volkit", {})
+    if attribute.name.startswith("_"):
+        raise TypeError(f"{cls.__name__}.{attribute.name}: an option's name begins with a letter")
     words = attribute.name.split("_")
     key = words[0] + "".join(word.capitalize() for word in words[1:])
     reader = _reader(hint)
     if reader is None:
-        raise TypeError(f"{cls.__name__}.{attribute.name}: an option cannot be a {hint}; see volkit.options for the types")
+        raise TypeError(
+            f"{cls.__name__}.{attribute.name}: an option cannot be a {hint}; see volkit.options for the types"
+        )
     low, high = extra.get("at_least"), extra.get("at_most")
 
     def read(text: str) -> Any:
@@ -150,7 +173,9 @@ def _declared(cls: type, attribute: attrs.Attribute[Any], hint: Any) -> Option:
         help=extra.get("help", ""),
         mutable=extra.get("mutable", False),
         secret=extra.get("secret", False),
-        spellings=frozenset({key, attribute.name, attribute.name.replace("_", "-"), *extra.get("aliases", ())}),
+        spellings=frozenset(
+            {key, attribute.name, attribute.name.replace("_", "-"), *extra.get("aliases", ())}
+        ),
         read=read,
     )
 
@@ -174,9 +199,10 @@ def _reader(hint: Any) -> Callable[[str], Any] | None:
 
 
 def _read_enum(cls: type[enum.Enum], text: str) -> enum.Enum:
-    for member in cls:
-        if text.lower() == str(member.value).lower():
-            return member
+    by_value = {str(member.value): member for member in cls}
+    lowered = {value.lower(): member for value, member in by_value.items()}
+    if found := by_value.get(text) or lowered.get(text.lower()):
+        return found
     raise InvalidArgument(f"{text!r} is not one of {', '.join(str(member.value) for member in cls)}")
 
 
@@ -190,6 +216,8 @@ def _read_number(cls: type[int] | type[float]) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
             value = cls(text.strip())
+            if not text.isascii() or "_" in text:  # Python's own spellings of a number
+                raise ValueError
         except ValueError:
             value = float("nan")
         if value != value or value in (float("inf"), float("-inf")) or len(text) > 40:
@@ -216,10 +244,12 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 
 
 def read_fields(cls: type, values: Mapping[str, str], what: str = "parameter") -> dict[str, Any]:
-    """The typed values of those options that `values` names, by field name; the first step of `read`, and all of a modify.
+    """The typed values of those options that `values` names, by field name; the first step of `read`, and all
+    of a modify.
 
-    Raises InvalidArgument for an unknown key (with the valid ones, and a near miss suggested), a key given twice in two
-    spellings, or a text that the option's type cannot be read from. The value of a secret option is never repeated.
+    Raises InvalidArgument for an unknown key (with the valid ones, and a near miss suggested), a key given
+    twice in two spellings, or a text that the option's type cannot be read from. The value of a secret option
+    is never repeated.
     """
     options = declared(cls)
     by_spelling = {spelling: one for one in options for spelling in one.spellings}
@@ -239,12 +269,16 @@ def read_fields(cls: type, values: Mapping[str, str], what: str = "parameter") -
 
 
 def read(cls: type[T], values: Mapping[str, str], what: str = "parameter") -> T:
-    """An instance of the attrs class `cls` out of `values`. Raises InvalidArgument as `read_fields` and `complete` do."""
+    """An instance of the attrs class `cls` out of `values`. Raises InvalidArgument as `read_fields` and
+    `complete` do.
+    """
     return complete(cls, read_fields(cls, values, what), what)
 
 
 def complete(cls: type[T], fields: Mapping[str, Any], what: str = "parameter") -> T:
-    """An instance out of typed values by field name. Raises InvalidArgument where a required one is missing."""
+    """An instance out of typed values by field name. Raises InvalidArgument where a required one is
+    missing.
+    """
     values = dict(fields)
     for one in declared(cls):
         if one.field in values:
@@ -253,13 +287,21 @@ def complete(cls: type[T], fields: Mapping[str, Any], what: str = "parameter") -
             raise InvalidArgument(f"{what} {one.key!r} is required" + (f": {one.help}" if one.help else ""))
         if isinstance(one.default, str):  # a default may be written as a user writes it
             values[one.field] = one.read(one.default)
-    return cls(**values)
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:  # a validator or a converter of the class
+        if any(one.secret and one.field in values for one in declared(cls)):
+            raise InvalidArgument(
+                f"{what}s refused by {cls.__name__}; not shown, since one is secret"
+            ) from None
+        reason = error.args[0] if error.args else type(error).__name__
+        raise InvalidArgument(f"{what}s refused by {cls.__name__}: {reason}") from None
 
 
 def _unknown(key: str, keys: list[str], spellings: Iterable[str], what: str) -> str:
     import difflib
 
-    near = difflib.get_close_matches(key, spellings, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(key[:128], spellings, n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     valid = f"valid are {', '.join(sorted(keys))}" if keys else "it takes none"
     return f"unknown {what} {key[:128]!r}: {valid}{hint}"

@@ -1,4 +1,6 @@
-"""The controller's side of the engine: every operation on volumes and snapshots, around the backend's own methods."""
+"""The controller's side of the engine: every operation on volumes and snapshots, around the backend's own
+methods.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,10 @@ from volkit.model import Snapshot, Volume
 from volkit.node_ids import decode_node_id
 
 if TYPE_CHECKING:
-    from volkit.engine import Call
     from volkit.staging import Staging
 
 T = TypeVar("T")
+
 
 class Provisioning:
     """One method per operation of the table's controller side, each `(request, call)`."""
@@ -45,7 +47,9 @@ class Provisioning:
         locks: Locks,
         staging: Staging | None,
     ) -> None:
-        self._controller: Any = controller  # Any: a capability's method is there when its operation is (see operations)
+        self._controller: Any = (
+            controller  # Any: a capability's method is there when its operation is (see operations)
+        )
         self._backend = backend
         self._limits = backend.limits
         self._journal = journal
@@ -61,9 +65,12 @@ class Provisioning:
     def _has(self, mixin: type[interfaces.Mixin]) -> bool:
         return isinstance(self._controller, mixin)
 
-    # -- volumes -------------------------------------------------------------------------------------------------------
+    # -- volumes
+    # -------------------------------------------------------------------------------------------------------
 
-    def create_volume(self, request: requests.CreateVolumeRequest[Mapping[str, str]], call: Call) -> Volume:
+    def create_volume(
+        self, request: requests.CreateVolumeRequest[Mapping[str, str]], call: requests.Call
+    ) -> Volume:
         validate.check_name(request.name)
         validate.check_capacity_range(request.capacity_range)
         request, kind, asked = self._prepared(request)
@@ -81,12 +88,16 @@ class Provisioning:
     def _prepared(
         self, request: requests.CreateVolumeRequest[Mapping[str, str]]
     ) -> tuple[requests.CreateVolumeRequest[Any], type[Volume], dict[str, Any]]:
-        """The request with typed parameters, checked as far as it can be without asking anybody; the kind; what the record keeps."""
+        """The request with typed parameters, checked as far as it can be without asking anybody; the kind;
+        what the record keeps.
+        """
         declared = options.declared(self._backend.parameters)
         if request.mutable_parameters:
             self._check_mutable(request.mutable_parameters)
         fields = options.read_fields(self._backend.parameters, request.parameters)
-        fields |= options.read_fields(self._backend.parameters, request.mutable_parameters, "mutable parameter")
+        fields |= options.read_fields(
+            self._backend.parameters, request.mutable_parameters, "mutable parameter"
+        )
         typed: Any = options.complete(self._backend.parameters, fields)
         kind = self._backend.kind(typed)
         self._check_capabilities(request.capabilities, kind)
@@ -99,9 +110,15 @@ class Provisioning:
 
     def _check_mutable(self, values: Mapping[str, str]) -> dict[str, Any]:
         fields = options.read_fields(self._backend.parameters, values, "mutable parameter")
-        fixed = [one.key for one in options.declared(self._backend.parameters) if one.field in fields and not one.mutable]
+        fixed = [
+            one.key
+            for one in options.declared(self._backend.parameters)
+            if one.field in fields and not one.mutable
+        ]
         if fixed:
-            raise InvalidArgument(f"parameter {fixed[0]!r} cannot be changed later: give it as an ordinary parameter")
+            raise InvalidArgument(
+                f"parameter {fixed[0]!r} cannot be changed later: give it as an ordinary parameter"
+            )
         return fields
 
     def _check_capabilities(self, capabilities: tuple[model.Capability, ...], kind: type[Volume]) -> None:
@@ -120,7 +137,9 @@ class Provisioning:
                 raise InvalidArgument(f"backend {self._backend.name!r} makes no volumes from volumes")
 
     def _size_for(self, request: requests.CreateVolumeRequest[Any]) -> int:
-        """Bytes to make: what is asked for, and no less than the source holds. Raises NotFound for the source, OutOfRange."""
+        """Bytes to make: what is asked for, and no less than the source holds. Raises NotFound for the
+        source, OutOfRange.
+        """
         limits = self._limits
         minimum = limits.min_size
         if isinstance(request.source, model.SnapshotSource):
@@ -129,9 +148,16 @@ class Provisioning:
                 raise Unavailable(f"snapshot {snapshot.id!r} is not ready yet: repeat the call when it is")
             minimum = max(minimum, snapshot.size)
         elif request.source is not None:
-            minimum = max(minimum, self._look_volume(id=request.source.volume_id, secrets=request.secrets).capacity)
+            minimum = max(
+                minimum, self._look_volume(id=request.source.volume_id, secrets=request.secrets).capacity
+            )
         capacity = request.capacity_range
-        if request.source is not None and capacity.required and capacity.required < minimum and minimum not in capacity:
+        if (
+            request.source is not None
+            and capacity.required
+            and capacity.required < minimum
+            and minimum not in capacity
+        ):
             raise OutOfRange(f"the source has {minimum} bytes, the limit is {capacity.limit}")
         return validate.choose_size(
             capacity,
@@ -148,10 +174,12 @@ class Provisioning:
             self._controller.create_volume, attrs.evolve(request, volume_id=id_, token=token), Volume
         )
         if id_ and volume.id != id_:
-            raise Unavailable(f"the backend made volume {volume.id!r} instead of {id_!r}: a fault of the backend")
+            raise Unavailable(
+                f"the backend made volume {volume.id!r} instead of {id_!r}: a fault of the backend"
+            )
         return volume
 
-    def delete_volume(self, request: requests.DeleteVolumeRequest, call: Call) -> None:
+    def delete_volume(self, request: requests.DeleteVolumeRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)
         with self._volumes.lock_id(request.volume_id, call.patience()):
             self._refuse_if_in_use(request.volume_id)
@@ -159,7 +187,9 @@ class Provisioning:
 
     def _refuse_if_in_use(self, volume_id: str) -> None:
         if self._staging and (where := self._staging.in_use(volume_id)):
-            raise InUse(f"volume {volume_id!r} is in use at {where} on this node: unpublish and unstage it first")
+            raise InUse(
+                f"volume {volume_id!r} is in use at {where} on this node: unpublish and unstage it first"
+            )
         if nodes := self._published_on(volume_id):
             raise InUse(f"volume {volume_id!r} is attached to node {nodes[0]!r}: unpublish it there first")
 
@@ -171,9 +201,13 @@ class Provisioning:
             return ()
         return tuple(entry.value["node"] for entry in self._journal.scan(key("attach", volume_id, "")))
 
-    def _look_volume(self, *, id: str = "", name: str = "", secrets: model.Secrets = model.NO_SECRETS) -> Volume:
+    def _look_volume(
+        self, *, id: str = "", name: str = "", secrets: model.Secrets = model.NO_SECRETS
+    ) -> Volume:
         volume: Volume = call_backend(
-            self._controller.get_volume, requests.GetVolumeRequest(volume_id=id, name=name, secrets=secrets), Volume
+            self._controller.get_volume,
+            requests.GetVolumeRequest(volume_id=id, name=name, secrets=secrets),
+            Volume,
         )
         return volume
 
@@ -181,28 +215,38 @@ class Provisioning:
         request = requests.DeleteVolumeRequest(volume_id=id_, secrets=secrets)
         _gone(lambda: call_backend(self._controller.delete_volume, request, type(None)))
 
-    def get_volume(self, request: requests.GetVolumeRequest, call: Call) -> requests.VolumeEntry:
+    def get_volume(self, request: requests.GetVolumeRequest, call: requests.Call) -> requests.VolumeEntry:
         validate.check_id(request.volume_id)
         volume = self._look_volume(id=request.volume_id, secrets=request.secrets)
         (entry,) = self._entries((volume,))
         return entry
 
-    def list_volumes(self, request: requests.ListRequest, call: Call) -> requests.Page[requests.VolumeEntry]:
+    def list_volumes(
+        self, request: requests.ListRequest, call: requests.Call
+    ) -> requests.Page[requests.VolumeEntry]:
         _check_limit(request.limit)
         page: requests.Page[Volume] = call_backend(self._controller.list_volumes, request, requests.Page)
         return requests.Page(entries=self._entries(page.entries), next_token=page.next_token)
 
     def _entries(self, volumes: tuple[Volume, ...]) -> tuple[requests.VolumeEntry, ...]:
         """The volumes with the nodes they are attached to and their health, where the backend tells them."""
-        nodes = self._published(tuple(one.id for one in volumes)) if volumes and self._has(interfaces.ListsPublished) else {}
+        nodes = (
+            self._published(tuple(one.id for one in volumes))
+            if volumes and self._has(interfaces.ListsPublished)
+            else {}
+        )
         return tuple(
-            requests.VolumeEntry(volume=one, published_node_ids=tuple(nodes.get(one.id, ())), health=self._health(one.id))
+            requests.VolumeEntry(
+                volume=one, published_node_ids=tuple(nodes.get(one.id, ())), health=self._health(one.id)
+            )
             for one in volumes
         )
 
     def _published(self, volume_ids: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
         request = requests.ListPublishedRequest(volume_ids=volume_ids)
-        result: requests.ListPublishedResult = call_backend(self._controller.list_published, request, requests.ListPublishedResult)
+        result: requests.ListPublishedResult = call_backend(
+            self._controller.list_published, request, requests.ListPublishedResult
+        )
         return result.node_ids
 
     def _health(self, volume_id: str) -> model.VolumeHealth | None:
@@ -213,7 +257,7 @@ class Provisioning:
         return health
 
     def validate_capabilities(
-        self, request: requests.ValidateCapabilitiesRequest, call: Call
+        self, request: requests.ValidateCapabilitiesRequest, call: requests.Call
     ) -> requests.ValidateCapabilitiesResult:
         validate.check_id(request.volume_id)
         if not request.capabilities:
@@ -225,10 +269,14 @@ class Provisioning:
             return requests.ValidateCapabilitiesResult(confirmed=False, message=error.message)
         for key, value in volume.context.items():
             if request.context.get(key, value) != value:
-                return requests.ValidateCapabilitiesResult(confirmed=False, message=f"volume_context {key!r} differs")
+                return requests.ValidateCapabilitiesResult(
+                    confirmed=False, message=f"volume_context {key!r} differs"
+                )
         return requests.ValidateCapabilitiesResult(confirmed=True)
 
-    def expand_volume(self, request: requests.ExpandVolumeRequest, call: Call) -> requests.ExpandVolumeResult:
+    def expand_volume(
+        self, request: requests.ExpandVolumeRequest, call: requests.Call
+    ) -> requests.ExpandVolumeResult:
         validate.check_id(request.volume_id)
         validate.check_capacity_range(request.capacity_range)
         if not request.capacity_range.required and not request.capacity_range.limit:
@@ -240,8 +288,12 @@ class Provisioning:
             node_part = issubclass(type(volume), model.BlockVolume)
             if volume.capacity >= max(request.capacity_range.required, 1):
                 if request.capacity_range.limit and volume.capacity > request.capacity_range.limit:
-                    raise OutOfRange(f"the volume has {volume.capacity} bytes already and is never made smaller")
-                return requests.ExpandVolumeResult(capacity=volume.capacity, node_expansion_required=node_part)
+                    raise OutOfRange(
+                        f"the volume has {volume.capacity} bytes already and is never made smaller"
+                    )
+                return requests.ExpandVolumeResult(
+                    capacity=volume.capacity, node_expansion_required=node_part
+                )
             limits = self._limits
             size = validate.choose_size(
                 request.capacity_range,
@@ -257,15 +309,19 @@ class Provisioning:
             )
             return result
 
-    def modify_volume(self, request: requests.ModifyVolumeRequest, call: Call) -> None:
+    def modify_volume(self, request: requests.ModifyVolumeRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)
         fields = self._check_mutable(request.parameters)
         with self._volumes.lock_id(request.volume_id, call.patience()):
             self._look_volume(id=request.volume_id, secrets=request.secrets)
             if fields:
-                call_backend(self._controller.modify_volume, attrs.evolve(request, parameters=fields), type(None))
+                call_backend(
+                    self._controller.modify_volume, attrs.evolve(request, parameters=fields), type(None)
+                )
 
-    def get_capacity(self, request: requests.CapacityRequest[Mapping[str, str]], call: Call) -> requests.CapacityResult:
+    def get_capacity(
+        self, request: requests.CapacityRequest[Mapping[str, str]], call: requests.Call
+    ) -> requests.CapacityResult:
         typed: Any = options.read(self._backend.parameters, request.parameters)
         if request.capabilities:
             self._check_capabilities(request.capabilities, self._backend.kind(typed))
@@ -274,10 +330,11 @@ class Provisioning:
         )
         return result
 
-    # -- attachments ---------------------------------------------------------------------------------------------------
+    # -- attachments
+    # ---------------------------------------------------------------------------------------------------
 
     def controller_publish(
-        self, request: requests.ControllerPublishRequest, call: Call
+        self, request: requests.ControllerPublishRequest, call: requests.Call
     ) -> requests.ControllerPublishResult:
         validate.check_id(request.volume_id)
         validate.check_id(request.node_id, "node_id")
@@ -290,7 +347,9 @@ class Provisioning:
             entry = self._journal.get(attach_key)
             if entry and "context" in entry.value:
                 if any(entry.value[part] != asked[part] for part in asked):
-                    raise AlreadyExists(f"volume {request.volume_id!r} is attached to node {node_id!r} in another way: detach it first")
+                    raise AlreadyExists(
+                        f"volume {request.volume_id!r} is attached to node {node_id!r} in another way: detach it first"
+                    )
                 return requests.ControllerPublishResult(publish_context=entry.value["context"])
             self._refuse_second_node(request, node_id)
             self._journal.write(Put(attach_key, asked), durable=True)
@@ -304,7 +363,9 @@ class Provisioning:
                 if not isinstance(error, Ambiguous):
                     self._journal.write(Delete(attach_key), durable=False)
                 raise
-            self._journal.write(Put(attach_key, {**asked, "context": dict(result.publish_context)}), durable=False)
+            self._journal.write(
+                Put(attach_key, {**asked, "context": dict(result.publish_context)}), durable=False
+            )
             return result
 
     def _refuse_second_node(self, request: requests.ControllerPublishRequest, node_id: str) -> None:
@@ -320,12 +381,20 @@ class Provisioning:
         mode = request.capability.access_mode
         for node, other in others.items():
             if not mode.multi_node:
-                raise InUse(f"volume {request.volume_id!r} is attached to node {node!r}: detach it there first ({mode.name})")
+                raise InUse(
+                    f"volume {request.volume_id!r} is attached to node {node!r}: detach it there first ({mode.name})"
+                )
             writes = not request.readonly and not mode.read_only
-            if mode is model.AccessMode.MULTI_NODE_SINGLE_WRITER and writes and not other.get("readonly", False):
-                raise InUse(f"volume {request.volume_id!r} is written to by node {node!r} already ({mode.name})")
+            if (
+                mode is model.AccessMode.MULTI_NODE_SINGLE_WRITER
+                and writes
+                and not other.get("readonly", False)
+            ):
+                raise InUse(
+                    f"volume {request.volume_id!r} is written to by node {node!r} already ({mode.name})"
+                )
 
-    def controller_unpublish(self, request: requests.ControllerUnpublishRequest, call: Call) -> None:
+    def controller_unpublish(self, request: requests.ControllerUnpublishRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)
         node_id, facts = decode_node_id(request.node_id) if request.node_id else ("", {})
         with self._volumes.lock_id(request.volume_id, call.patience()):
@@ -336,9 +405,10 @@ class Provisioning:
             if gone:
                 self._journal.write(*map(Delete, gone), durable=False)
 
-    # -- snapshots -----------------------------------------------------------------------------------------------------
+    # -- snapshots
+    # -----------------------------------------------------------------------------------------------------
 
-    def create_snapshot(self, request: requests.CreateSnapshotRequest, call: Call) -> Snapshot:
+    def create_snapshot(self, request: requests.CreateSnapshotRequest, call: requests.Call) -> Snapshot:
         validate.check_name(request.name)
         validate.check_id(request.source_volume_id, "source_volume_id")
         asked = {"source": request.source_volume_id, "parameters": dict(request.parameters)}
@@ -350,7 +420,9 @@ class Provisioning:
                 snapshot = self._snapshots.create(request.name, request.secrets, asked, cut)
                 found = Found(snapshot, asked)
             if found.thing.source_volume_id != request.source_volume_id:
-                raise AlreadyExists(f"snapshot {request.name!r} exists and is of volume {found.thing.source_volume_id!r}")
+                raise AlreadyExists(
+                    f"snapshot {request.name!r} exists and is of volume {found.thing.source_volume_id!r}"
+                )
             if found.asked and found.asked["parameters"] != asked["parameters"]:
                 raise AlreadyExists(f"snapshot {request.name!r} exists with other parameters")
             return found.thing
@@ -361,15 +433,19 @@ class Provisioning:
             self._controller.create_snapshot, attrs.evolve(request, snapshot_id=id_, token=token), Snapshot
         )
         if id_ and snapshot.id != id_:
-            raise Unavailable(f"the backend made snapshot {snapshot.id!r} instead of {id_!r}: a fault of the backend")
+            raise Unavailable(
+                f"the backend made snapshot {snapshot.id!r} instead of {id_!r}: a fault of the backend"
+            )
         return snapshot
 
-    def delete_snapshot(self, request: requests.DeleteSnapshotRequest, call: Call) -> None:
+    def delete_snapshot(self, request: requests.DeleteSnapshotRequest, call: requests.Call) -> None:
         validate.check_id(request.snapshot_id, "snapshot_id")
         with self._snapshots.lock_id(request.snapshot_id, call.patience()):
             self._snapshots.delete(request.snapshot_id, request.secrets)
 
-    def _look_snapshot(self, *, id: str = "", name: str = "", secrets: model.Secrets = model.NO_SECRETS) -> Snapshot:
+    def _look_snapshot(
+        self, *, id: str = "", name: str = "", secrets: model.Secrets = model.NO_SECRETS
+    ) -> Snapshot:
         request = requests.GetSnapshotRequest(snapshot_id=id, name=name, secrets=secrets)
         snapshot: Snapshot = call_backend(self._controller.get_snapshot, request, Snapshot)
         return snapshot
@@ -378,11 +454,13 @@ class Provisioning:
         request = requests.DeleteSnapshotRequest(snapshot_id=id_, secrets=secrets)
         _gone(lambda: call_backend(self._controller.delete_snapshot, request, type(None)))
 
-    def get_snapshot(self, request: requests.GetSnapshotRequest, call: Call) -> Snapshot:
+    def get_snapshot(self, request: requests.GetSnapshotRequest, call: requests.Call) -> Snapshot:
         validate.check_id(request.snapshot_id, "snapshot_id")
         return self._look_snapshot(id=request.snapshot_id, secrets=request.secrets)
 
-    def list_snapshots(self, request: requests.ListSnapshotsRequest, call: Call) -> requests.Page[Snapshot]:
+    def list_snapshots(
+        self, request: requests.ListSnapshotsRequest, call: requests.Call
+    ) -> requests.Page[Snapshot]:
         _check_limit(request.limit)
         if request.snapshot_id:
             try:
@@ -416,9 +494,14 @@ def _allow_first_format(volume: Volume) -> Volume:
 
 
 def _incompatible(
-    found: Found[Volume], request: requests.CreateVolumeRequest[Any], kind: type[Volume], asked: Mapping[str, Any]
+    found: Found[Volume],
+    request: requests.CreateVolumeRequest[Any],
+    kind: type[Volume],
+    asked: Mapping[str, Any],
 ) -> str:
-    """Why an existing volume is not what is asked for, or "". CSI spec, CreateVolume: by compatibility, not by equality."""
+    """Why an existing volume is not what is asked for, or "". CSI spec, CreateVolume: by compatibility, not
+    by equality.
+    """
     volume = found.thing
     if volume.capacity and volume.capacity not in request.capacity_range:
         wanted = request.capacity_range

@@ -134,10 +134,14 @@ def _origin(point: EntryPoint) -> tuple[str, str]:
 
 def _unknown(name: str) -> str:
     installed = sorted({*_registered, *(point.name for point in entry_points(group=BACKENDS))})
-    near = difflib.get_close_matches(name, installed, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"try `pip install volkit-{name}`"
+    near = difflib.get_close_matches(name[:64], installed, n=1)
+    hint = ""
+    if near:
+        hint = f"; did you mean {near[0]!r}?"
+    elif len(name) <= 32 and name.replace("-", "").isalnum():
+        hint = f"; try `pip install volkit-{name}`"
     there = f"installed are {', '.join(installed)}" if installed else "none is installed"
-    return f"there is no backend {name[:128]!r}: {there}; {hint}"
+    return f"there is no backend {name[:64]!r}: {there}{hint}"
 
 
 # -- one plugin ----------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
-"""One frozen, keyword-only request per operation, and a result where the answer is more than one noun of the model.
+"""One frozen, keyword-only request per operation, and a result where the answer is more than one noun of the
+model.
 
-A new field never breaks a backend: requests are made by volkit alone, results have defaults. Sizes are bytes, paths are
-absolute POSIX paths, ids are the backend's own. Secrets are only in `secrets`, and in `mount_flags`, which some
-file-system types need them in.
+A new field never breaks a backend: requests are made by volkit alone, results have defaults. Sizes are bytes,
+paths are absolute POSIX paths, ids are the backend's own. Secrets are only in `secrets`, and in
+`mount_flags`, which some file-system types need them in.
 """
 
 from __future__ import annotations
 
 import bisect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +31,7 @@ from volkit.model import (
     Volume,
     VolumeHealth,
     _read_only,
+    _tuple,
 )
 
 P = TypeVar("P")
@@ -39,24 +42,42 @@ def _mapping() -> Any:
     return field(default=EMPTY, converter=_read_only)
 
 
-# -- controller --------------------------------------------------------------------------------------------------------
+@frozen(kw_only=True)
+class Call:
+    """What a call from outside allows: an answer by `deadline` (time.monotonic() seconds), and `wait` seconds
+    for the volume's lock.
+    """
+
+    deadline: float | None = None
+    wait: float = 2.0
+
+    def patience(self) -> float:
+        """Seconds that may be spent on waiting for another operation."""
+        return (
+            self.wait if self.deadline is None else max(0.0, min(self.wait, self.deadline - time.monotonic()))
+        )
+
+
+# -- controller
+# --------------------------------------------------------------------------------------------------------
 
 
 @frozen(kw_only=True)
 class CreateVolumeRequest(Generic[P]):
     """CSI CreateVolume. The backend gets it checked and completed by the engine:
 
-    `size` is the bytes to make: chosen from `capacity_range` and the backend's limits, or from the source where it is larger.
-    `parameters` is the backend's `Parameters`, with `mutable_parameters` merged in. `volume_id` is set for a controller that `TakesIds`,
-    `token` for one that `TakesTokens`; both are the same on every repeat of the call. `metadata` are the platform's own
-    keys (the claim's name and namespace), good for labels only.
+    `size` is the bytes to make: chosen from `capacity_range` and the backend's limits, or from the source
+    where it is larger. `parameters` is the backend's `Parameters`, with `mutable_parameters` merged in.
+    `volume_id` is set for a controller that `TakesIds`, `token` for one that `TakesTokens`; both are the same
+    on every repeat of the call. `metadata` are the platform's own keys (the claim's name and namespace), good
+    for labels only.
     """
 
     name: str
     parameters: P
     mutable_parameters: Mapping[str, str] = _mapping()
     capacity_range: CapacityRange = CapacityRange()
-    capabilities: tuple[Capability, ...] = field(default=(), converter=tuple)
+    capabilities: tuple[Capability, ...] = field(default=(), converter=_tuple)
     source: Source | None = None
     topology: TopologyRequirement | None = None
     secrets: Secrets = NO_SECRETS
@@ -76,7 +97,9 @@ class DeleteVolumeRequest:
 
 @frozen(kw_only=True)
 class GetVolumeRequest:
-    """Which volume: by `volume_id`, or by `name` (asked only of a controller that `FindsByName`); exactly one is set."""
+    """Which volume: by `volume_id`, or by `name` (asked only of a controller that `FindsByName`); exactly one
+    is set.
+    """
 
     volume_id: str = ""
     name: str = ""
@@ -85,7 +108,9 @@ class GetVolumeRequest:
 
 @frozen(kw_only=True)
 class ListRequest:
-    """A page of a listing: at most `limit` entries (0: as many as the backend likes), after `token` ("" is the start)."""
+    """A page of a listing: at most `limit` entries (0: as many as the backend likes), after `token` ("" is
+    the start).
+    """
 
     limit: int = 0
     token: str = ""
@@ -104,15 +129,15 @@ class ListSnapshotsRequest(ListRequest):
 class Page(Generic[T]):
     """Entries in an order that stays the same, and the token of what follows ("" at the end)."""
 
-    entries: tuple[T, ...] = field(converter=tuple)
+    entries: tuple[T, ...] = field(converter=_tuple)
     next_token: str = ""
 
     @classmethod
     def of(cls, ids: Sequence[str], request: ListRequest, load: Callable[[str], T | None]) -> Page[T]:
         """One page out of sorted `ids`; `load` makes an entry of an id, or None where it is gone meanwhile.
 
-        The token is the last id of the page, so that what comes and goes between two pages neither repeats nor hides
-        another entry. Raises InvalidToken where the token is not one that this function gave out.
+        The token is the last id of the page, so that what comes and goes between two pages neither repeats
+        nor hides another entry. Raises InvalidToken where the token is not one that this function gave out.
         """
         start = bisect.bisect_right(ids, read_token(request.token)) if request.token else 0
         end = start + request.limit if request.limit else len(ids)
@@ -137,7 +162,9 @@ def read_token(token: str) -> str:
 
 @frozen(kw_only=True)
 class VolumeEntry:
-    """A volume as listed or looked up: with the nodes it is attached to and its health, where the backend tells them."""
+    """A volume as listed or looked up: with the nodes it is attached to and its health, where the backend
+    tells them.
+    """
 
     volume: Volume
     published_node_ids: tuple[str, ...] = ()
@@ -179,7 +206,9 @@ class ValidateCapabilitiesResult:
 
 @frozen(kw_only=True)
 class ControllerPublishRequest:
-    """CSI ControllerPublishVolume: make the volume reachable from a node. `node_facts` is what that node's `info()` told."""
+    """CSI ControllerPublishVolume: make the volume reachable from a node. `node_facts` is what that node's
+    `info()` told.
+    """
 
     volume_id: str
     node_id: str
@@ -209,7 +238,9 @@ class ControllerUnpublishRequest:
 
 @frozen(kw_only=True)
 class ExpandVolumeRequest:
-    """CSI ControllerExpandVolume; `size` is the bytes the volume shall have, chosen by the engine from `capacity_range`."""
+    """CSI ControllerExpandVolume; `size` is the bytes the volume shall have, chosen by the engine from
+    `capacity_range`.
+    """
 
     volume_id: str
     capacity_range: CapacityRange
@@ -220,7 +251,9 @@ class ExpandVolumeRequest:
 
 @frozen(kw_only=True)
 class ExpandVolumeResult:
-    """The size it has now, and whether the node has to do its part (rescan the device, grow the file system)."""
+    """The size it has now, and whether the node has to do its part (rescan the device, grow the file
+    system).
+    """
 
     capacity: int
     node_expansion_required: bool = True
@@ -249,7 +282,9 @@ class CapacityRequest(Generic[P]):
 
 @frozen(kw_only=True)
 class CapacityResult:
-    """Bytes that new volumes may still take; `maximum_volume_size` and `minimum_volume_size` of one volume, or None."""
+    """Bytes that new volumes may still take; `maximum_volume_size` and `minimum_volume_size` of one volume,
+    or None.
+    """
 
     available: int
     maximum_volume_size: int | None = None
@@ -286,7 +321,8 @@ class GetSnapshotRequest:
     secrets: Secrets = NO_SECRETS
 
 
-# -- node: what the orchestrator asks ----------------------------------------------------------------------------------
+# -- node: what the orchestrator asks
+# ----------------------------------------------------------------------------------
 
 
 @frozen(kw_only=True)
@@ -311,7 +347,9 @@ class NodeUnstageRequest:
 
 @frozen(kw_only=True)
 class NodePublishRequest:
-    """CSI NodePublishVolume: once per user. `metadata` are the platform's keys (the pod's name, namespace, uid)."""
+    """CSI NodePublishVolume: once per user. `metadata` are the platform's keys (the pod's name, namespace,
+    uid).
+    """
 
     volume_id: str
     target_path: str
@@ -375,10 +413,11 @@ class NodeInfoRequest:
 
 @frozen(kw_only=True)
 class NodeInfo:
-    """What a node says of itself. A backend's `Node.info()` fills `facts`, `topology` and `max_volumes`; the engine sets `node_id`.
+    """What a node says of itself. A backend's `Node.info()` fills `facts`, `topology` and `max_volumes`; the
+    engine sets `node_id`.
 
-    `facts` (initiator names and the like) reach the controller as `node_facts` of a publish. They travel inside the wire's
-    node id, which takes 256 bytes in all. `max_volumes` 0 means no limit.
+    `facts` (initiator names and the like) reach the controller as `node_facts` of a publish. They travel
+    inside the wire's node id, which takes 256 bytes in all. `max_volumes` 0 means no limit.
     """
 
     node_id: str = ""
@@ -387,13 +426,15 @@ class NodeInfo:
     max_volumes: int = 0
 
 
-# -- node: what the backend is asked -----------------------------------------------------------------------------------
+# -- node: what the backend is asked
+# -----------------------------------------------------------------------------------
 
 
 @frozen(kw_only=True)
 class ConnectRequest:
-    """Make the volume reachable on this node, and say where. `resumed` is True when an earlier attempt may have been cut short
-    (a crash), so that a device may be there already; it is then to be found again, not made twice.
+    """Make the volume reachable on this node, and say where. `resumed` is True when an earlier attempt may
+    have been cut short (a crash), so that a device may be there already; it is then to be found again, not
+    made twice.
     """
 
     volume_id: str
@@ -409,7 +450,9 @@ class ConnectRequest:
 
 @frozen(kw_only=True)
 class DisconnectRequest:
-    """Undo connect. `connection` is what it returned, or None where the record is lost; not connected is success."""
+    """Undo connect. `connection` is what it returned, or None where the record is lost; not connected is
+    success.
+    """
 
     volume_id: str
     node_id: str
@@ -418,7 +461,9 @@ class DisconnectRequest:
 
 @frozen(kw_only=True)
 class ResizeRequest:
-    """The volume has grown at its storage: make this node's device show at least `size` bytes (0: whatever it has now)."""
+    """The volume has grown at its storage: make this node's device show at least `size` bytes (0: whatever it
+    has now).
+    """
 
     volume_id: str
     connection: Connection

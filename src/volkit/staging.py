@@ -1,13 +1,15 @@
-"""The node's side of the engine: from a connection to a staged and published volume. Where engine, journal and host meet.
+"""The node's side of the engine: from a connection to a staged and published volume. Where engine, journal
+and host meet.
 
-What is recorded, and what is believed: a record says what was asked for and what the backend returned; whether something is
-mounted, and which device it is, is asked of the kernel each time. A record is written before the act it stands for:
+What is recorded, and what is believed: a record says what was asked for and what the backend returned;
+whether something is mounted, and which device it is, is asked of the kernel each time. A record is written
+before the act it stands for:
 
     stage/<volume>            {"path", "capability", "state": "connecting" | "connected", "connection", "format", "fs_type"}
     target/<volume>/<path>    {"readonly", "capability", "staging", "connection"}
 
-`format` is the recorded intent to make a file system. It is durable before mkfs runs and durably gone after it, so that a
-killed mkfs is finished and a file system with data on it is never made anew.
+`format` is the recorded intent to make a file system. It is durable before mkfs runs and durably gone after
+it, so that a killed mkfs is finished and a file system with data on it is never made anew.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
@@ -50,9 +52,6 @@ from volkit.model import (
 )
 from volkit.node_ids import encode_node_id
 
-if TYPE_CHECKING:
-    from volkit.engine import Call
-
 _log = logging.getLogger("volkit.engine")
 
 MOUNT_SECONDS = 60.0
@@ -77,9 +76,10 @@ class Staging:
         self._node_id = node_id
         self._per_pod = isinstance(node, ConnectsPerPod)
 
-    # -- stage ---------------------------------------------------------------------------------------------------------
+    # -- stage
+    # ---------------------------------------------------------------------------------------------------------
 
-    def node_stage(self, request: requests.NodeStageRequest, call: Call) -> None:
+    def node_stage(self, request: requests.NodeStageRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)
         validate.check_path(request.staging_target_path, "staging_target_path")
         self._check_capability(request.capability)
@@ -104,7 +104,9 @@ class Staging:
                     self._undo_stage(stage_key, request, connection)
                 raise
 
-    def _connect(self, request: requests.NodeStageRequest | requests.NodePublishRequest, *, resumed: bool) -> Connection:
+    def _connect(
+        self, request: requests.NodeStageRequest | requests.NodePublishRequest, *, resumed: bool
+    ) -> Connection:
         readonly = request.capability.access_mode.read_only or getattr(request, "readonly", False)
         wanted = requests.ConnectRequest(
             volume_id=request.volume_id,
@@ -126,46 +128,70 @@ class Staging:
         return connection
 
     def _settle_stage(
-        self, stage_key: str, record: dict[str, Any], request: requests.NodeStageRequest, connection: Connection
+        self,
+        stage_key: str,
+        record: dict[str, Any],
+        request: requests.NodeStageRequest,
+        connection: Connection,
     ) -> None:
         """Record the connection, and mount what it leads to at the staging path."""
         record = {**record, "state": "connected", "connection": _to_record(connection)}
         fs_type = ""
+        if isinstance(connection, BlockConnection) and not request.capability.access_mode.read_only:
+            devices.set_read_only(connection.device, False)  # a device number keeps what its last user set
         if isinstance(connection, BlockConnection) and not request.capability.block:
-            fs_type = self._ensure_file_system(stage_key, record, request, connection.device)
+            fs_type = self._ensure_file_system(stage_key, record, request, connection)
         record = {**record, "fs_type": fs_type, "format": None}
         self._journal.write(Put(stage_key, record), durable=True)
         if not request.capability.block:
             self._mount(connection, fs_type, request)
 
     def _ensure_file_system(
-        self, stage_key: str, record: Mapping[str, Any], request: requests.NodeStageRequest, device: str
+        self,
+        stage_key: str,
+        record: Mapping[str, Any],
+        request: requests.NodeStageRequest,
+        connection: BlockConnection,
     ) -> str:
-        """The type of the file system on `device`, made now where that is permitted and proven to be harmless.
+        """The type of the file system on the device, made now where that is permitted and proven to be
+        harmless.
 
-        Permitted: the context says firstFormat. Proven: the whole head and tail were read and bear no signature; or an mkfs of
-        ours was cut short on this very device. Raises NotBlank, FailedPrecondition.
+        Permitted: the context says firstFormat. Proven: the whole head and tail were read and bear no
+        signature; or an mkfs of ours was cut short on this very device. Raises NotBlank, FailedPrecondition.
         """
-        capability, volume = request.capability, request.volume_id
+        capability, volume, device = request.capability, request.volume_id, connection.device
         wanted = capability.fs_type or self._backend.limits.fs_types[0]
         unfinished = record.get("format")
         found = probe(device)
         if found.state is State.OTHER:
-            raise NotBlank(f"volume {volume!r}: {device} holds a {found.type or 'thing of unknown type'}, no file system: nothing is done to it")
+            raise NotBlank(
+                f"volume {volume!r}: {device} holds a {found.type or 'thing of unknown type'}, no file system: nothing is done to it"
+            )
         if found.state is State.FILESYSTEM and not unfinished:
             if capability.fs_type and found.type != capability.fs_type:
-                raise NotBlank(f"volume {volume!r} holds a file system of type {found.type}, asked for is {capability.fs_type}")
+                raise NotBlank(
+                    f"volume {volume!r} holds a file system of type {found.type}, asked for is {capability.fs_type}"
+                )
             filesystems.check(device, found.type)
             return found.type
         if request.volume_context.get(FIRST_FORMAT) != "true":
             raise FailedPrecondition(
                 f"volume {volume!r} is blank and volkit did not make it so: if it may be formatted, "
-                f"give it the attribute {FIRST_FORMAT}: \"true\""
+                f'give it the attribute {FIRST_FORMAT}: "true"'
             )
         if capability.access_mode.read_only:
-            raise FailedPrecondition(f"volume {volume!r} is blank and wanted read-only: there is nothing to read")
+            raise FailedPrecondition(
+                f"volume {volume!r} is blank and wanted read-only: there is nothing to read"
+            )
         self._journal.write(Put(stage_key, {**record, "format": wanted}), durable=True)
-        filesystems.make(device, wanted, over_partial=bool(unfinished), timeout=FORMAT_SECONDS)
+        filesystems.make(
+            device,
+            wanted,
+            zeroed=connection.zeroed,
+            over_partial=bool(unfinished),
+            found=found,
+            timeout=FORMAT_SECONDS,
+        )
         return wanted
 
     def _mount(self, connection: Connection, fs_type: str, request: requests.NodeStageRequest) -> None:
@@ -173,22 +199,35 @@ class Staging:
         paths.ensure_directory(path)
         flags = [*capability.mount_flags, *(["ro"] if capability.access_mode.read_only else [])]
         if isinstance(connection, BlockConnection):
-            options = filesystems.mount_options(fs_type, read_only=capability.access_mode.read_only)
-            mounts.mount(connection.device, path, fs_type, [*flags, *options])
-            if not capability.access_mode.read_only:
-                filesystems.grow(connection.device, fs_type, path)
+            self._mount_device(connection.device, path, fs_type, flags, capability.access_mode.read_only)
         elif connection.directory:
             mounts.bind(connection.directory, path, read_only=capability.access_mode.read_only)
         else:
             _mount_remote(connection, path, flags)
 
+    @staticmethod
+    def _mount_device(device: str, path: str, fs_type: str, flags: list[str], read_only: bool) -> None:
+        """Mount, and let the file system fill a device that has grown: before the mount where its type can, since growing a mounted
+        ext4 takes CAP_SYS_RESOURCE.
+        """
+        offline = filesystems.supported(fs_type).grow_unmounted is not None
+        if offline and not read_only:
+            filesystems.grow(device, fs_type)
+        mounts.mount(device, path, fs_type, [*flags, *filesystems.mount_options(fs_type, read_only=read_only)])
+        if not offline and not read_only:
+            filesystems.grow(device, fs_type, path)
+
     def _undo_stage(self, stage_key: str, request: requests.NodeStageRequest, connection: Connection) -> None:
-        """After a final failure nobody calls unstage: leave nothing connected. What fails here stays recorded."""
+        """After a final failure nobody calls unstage: leave nothing connected. What fails here stays
+        recorded.
+        """
         try:
             mounts.unmount(request.staging_target_path)
             self._disconnect(request.volume_id, connection)
         except VolkitError as error:
-            _log.warning("volume %r stays connected after a failed stage: %s", request.volume_id, error.message)
+            _log.warning(
+                "volume %r stays connected after a failed stage: %s", request.volume_id, error.message
+            )
             return
         if not (self._record(stage_key) or {}).get("format"):
             self._journal.write(Delete(stage_key), durable=False)
@@ -206,7 +245,7 @@ class Staging:
             return _is_block(record) or mounts.mounted_from(connection.device, record["path"])
         return mounts.is_mount_point(record["path"])
 
-    def node_unstage(self, request: requests.NodeUnstageRequest, call: Call) -> None:
+    def node_unstage(self, request: requests.NodeUnstageRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)
         validate.check_path(request.staging_target_path, "staging_target_path")
         stage_key = key("stage", request.volume_id)
@@ -216,20 +255,26 @@ class Staging:
                 return  # staged, but not here
             if target := self._mounted_target(request.volume_id):
                 raise InUse(f"volume {request.volume_id!r} is published at {target}: unpublish it first")
-            for path in {request.staging_target_path, record["path"] if record else request.staging_target_path}:
+            for path in {
+                request.staging_target_path,
+                record["path"] if record else request.staging_target_path,
+            }:
                 mounts.unmount(path)
             recorded = record.get("connection") if record else None
             self._disconnect(request.volume_id, _from_record(recorded) if recorded else None)
             self._journal.write(Delete(stage_key), durable=False)
 
     def _disconnect(self, volume_id: str, connection: Connection | None) -> None:
-        request = requests.DisconnectRequest(volume_id=volume_id, node_id=self._node_id, connection=connection)
+        request = requests.DisconnectRequest(
+            volume_id=volume_id, node_id=self._node_id, connection=connection
+        )
         with suppress(NotFound):
             call_backend(self._node.disconnect, request, type(None))
 
-    # -- publish -------------------------------------------------------------------------------------------------------
+    # -- publish
+    # -------------------------------------------------------------------------------------------------------
 
-    def node_publish(self, request: requests.NodePublishRequest, call: Call) -> None:
+    def node_publish(self, request: requests.NodePublishRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)
         validate.check_path(request.target_path, "target_path")
         self._check_capability(request.capability)
@@ -258,7 +303,9 @@ class Staging:
                 self._journal.write(Put(target_key, wanted), durable=False)
                 _bind(source, request)
 
-    def _settle_published(self, request: requests.NodePublishRequest, old: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
+    def _settle_published(
+        self, request: requests.NodePublishRequest, old: Mapping[str, Any] | None, wanted: Mapping[str, Any]
+    ) -> None:
         """Something is mounted at the target already: fine where it is what is asked for."""
         if old is None:
             raise FailedPrecondition(
@@ -266,9 +313,13 @@ class Staging:
             )
         for part in ("readonly", "capability", "staging"):
             if old[part] != wanted[part]:
-                raise AlreadyExists(f"volume {request.volume_id!r} is published at {request.target_path} with another {part}")
+                raise AlreadyExists(
+                    f"volume {request.volume_id!r} is published at {request.target_path} with another {part}"
+                )
         if not self._per_pod and not mounts.same_mount(self._staged_source(request), request.target_path):
-            raise FailedPrecondition(f"something else is mounted at {request.target_path}: unpublish it there first")
+            raise FailedPrecondition(
+                f"something else is mounted at {request.target_path}: unpublish it there first"
+            )
 
     def _publish_per_pod(
         self, target_key: str, wanted: dict[str, Any], request: requests.NodePublishRequest, *, resumed: bool
@@ -278,7 +329,9 @@ class Staging:
         connection = self._connect(request, resumed=resumed)
         self._journal.write(Put(target_key, {**wanted, "connection": _to_record(connection)}), durable=True)
         if isinstance(connection, BlockConnection):
-            raise UnsupportedVolume("a backend that connects per pod gives file connections, not block devices")
+            raise UnsupportedVolume(
+                "a backend that connects per pod gives file connections, not block devices"
+            )
         if connection.directory:
             _bind(connection.directory, request)
             return
@@ -288,18 +341,26 @@ class Staging:
         _mount_remote(connection, request.target_path, flags)
 
     def _staged_source(self, request: requests.NodePublishRequest) -> str:
-        """What a publish binds: the staging path, or the device for raw block access. Raises FailedPrecondition."""
+        """What a publish binds: the staging path, or the device for raw block access. Raises
+        FailedPrecondition.
+        """
         record = self._record(key("stage", request.volume_id))
         if not record or not self._is_staged(record) or record["path"] != request.staging_target_path:
-            raise FailedPrecondition(f"volume {request.volume_id!r} is not staged at {request.staging_target_path}: stage it first")
+            raise FailedPrecondition(
+                f"volume {request.volume_id!r} is not staged at {request.staging_target_path}: stage it first"
+            )
         if _is_block(record) != request.capability.block:
-            raise FailedPrecondition(f"volume {request.volume_id!r} is staged as {record['capability'][1]}: publish it so")
+            raise FailedPrecondition(
+                f"volume {request.volume_id!r} is staged as {record['capability'][1]}: publish it so"
+            )
         if request.capability.block:
             return str(record["connection"]["device"])
         return request.staging_target_path
 
     def _refuse_second_target(self, request: requests.NodePublishRequest) -> None:
-        """CSI spec, NodePublishVolume: a second target only for the modes that allow it, raw devices only read-only together."""
+        """CSI spec, NodePublishVolume: a second target only for the modes that allow it, raw devices only
+        read-only together.
+        """
         for other in self._targets(request.volume_id):
             if other["path"] == request.target_path or not mounts.is_mount_point(other["path"]):
                 continue
@@ -309,9 +370,11 @@ class Staging:
                     f"and access mode {request.capability.access_mode.name} allows one target"
                 )
             if request.capability.block and other["readonly"] != request.readonly:
-                raise FailedPrecondition(f"volume {request.volume_id!r} is a raw device, read-only at all its targets or at none")
+                raise FailedPrecondition(
+                    f"volume {request.volume_id!r} is a raw device, read-only at all its targets or at none"
+                )
 
-    def node_unpublish(self, request: requests.NodeUnpublishRequest, call: Call) -> None:
+    def node_unpublish(self, request: requests.NodeUnpublishRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)
         validate.check_path(request.target_path, "target_path")
         target_key = key("target", request.volume_id, request.target_path)
@@ -329,18 +392,25 @@ class Staging:
             self._journal.write(Delete(target_key), durable=False)
 
     def _refuse_foreign(self, request: requests.NodeUnpublishRequest) -> None:
-        """A mount without a record is ours to remove only where it is this volume, or nothing is known of the volume at all."""
+        """A mount without a record is ours to remove only where it is this volume, or nothing is known of the
+        volume at all.
+        """
         record = self._record(key("stage", request.volume_id))
         if not record or not record.get("connection"):
             return
         connection = _from_record(record["connection"])
         source = connection.device if isinstance(connection, BlockConnection) else record["path"]
         if not mounts.same_mount(source, request.target_path):
-            raise FailedPrecondition(f"what is mounted at {request.target_path} is not volume {request.volume_id!r}: it stays")
+            raise FailedPrecondition(
+                f"what is mounted at {request.target_path} is not volume {request.volume_id!r}: it stays"
+            )
 
-    # -- grow, look ----------------------------------------------------------------------------------------------------
+    # -- grow, look
+    # ----------------------------------------------------------------------------------------------------
 
-    def node_expand(self, request: requests.NodeExpandRequest, call: Call) -> requests.NodeExpandResult:
+    def node_expand(
+        self, request: requests.NodeExpandRequest, call: requests.Call
+    ) -> requests.NodeExpandResult:
         validate.check_id(request.volume_id)
         validate.check_capacity_range(request.capacity_range)
         required = request.capacity_range.required
@@ -350,7 +420,9 @@ class Staging:
             resize = requests.ResizeRequest(volume_id=request.volume_id, connection=connection, size=required)
             call_backend(self._node.resize, resize, type(None))
             if not isinstance(connection, BlockConnection):
-                return requests.NodeExpandResult(capacity=required or filesystems.usage(request.volume_path).total)
+                return requests.NodeExpandResult(
+                    capacity=required or filesystems.usage(request.volume_path).total
+                )
             devices.verify(connection.device, connection.identity)
             size = devices.size(connection.device)
             if size < required:
@@ -358,12 +430,14 @@ class Staging:
                     f"{connection.device} has {size} bytes, asked for are {required}: expand the volume at its storage first"
                 )
             if request.capacity_range.limit and size > request.capacity_range.limit:
-                raise OutOfRange(f"{connection.device} has {size} bytes, the limit is {request.capacity_range.limit}")
+                raise OutOfRange(
+                    f"{connection.device} has {size} bytes, the limit is {request.capacity_range.limit}"
+                )
             if record.get("fs_type"):
                 filesystems.grow(connection.device, record["fs_type"], record["path"])
             return requests.NodeExpandResult(capacity=size)
 
-    def node_stats(self, request: requests.NodeStatsRequest, call: Call) -> requests.NodeStats:
+    def node_stats(self, request: requests.NodeStatsRequest, call: requests.Call) -> requests.NodeStats:
         validate.check_id(request.volume_id)
         record = self._known(request.volume_id, request.volume_path)
         connection = _from_record(record["connection"])
@@ -373,33 +447,48 @@ class Staging:
                 usage = Usage(total=devices.size(str(record["connection"]["device"])))
             usage = usage or filesystems.usage(request.volume_path)
         except VolkitError as error:
-            return requests.NodeStats(usage=Usage(total=0), health=VolumeHealth(abnormal=True, message=error.message))
+            return requests.NodeStats(
+                usage=Usage(total=0), health=VolumeHealth(abnormal=True, message=error.message)
+            )
         return requests.NodeStats(usage=usage)
 
     def _known(self, volume_id: str, path: str) -> Mapping[str, Any]:
-        """The record that has the volume's connection, where the volume really is at `path`. Raises NotFound."""
+        """The record that has the volume's connection, where the volume really is at `path`. Raises
+        NotFound.
+        """
         if not path:
             raise validate.missing("volume_path")
-        staged, published = self._record(key("stage", volume_id)), self._record(key("target", volume_id, path))
+        staged, published = (
+            self._record(key("stage", volume_id)),
+            self._record(key("target", volume_id, path)),
+        )
         record = published if self._per_pod else staged
         at_stage = bool(staged and staged["path"] == path and self._is_staged(staged))
-        if not record or not record.get("connection") or not (at_stage or (published and mounts.is_mount_point(path))):
+        if (
+            not record
+            or not record.get("connection")
+            or not (at_stage or (published and mounts.is_mount_point(path)))
+        ):
             raise NotFound(f"volume {volume_id!r} is not at {path!r} on this node")
         return record
 
-    def node_info(self, request: requests.NodeInfoRequest, call: Call) -> requests.NodeInfo:
+    def node_info(self, request: requests.NodeInfoRequest, call: requests.Call) -> requests.NodeInfo:
         info: requests.NodeInfo = call_backend(lambda _: self._node.info(), request, requests.NodeInfo)
         return attrs.evolve(info, node_id=encode_node_id(self._node_id, info.facts))
 
     def in_use(self, volume_id: str) -> str:
-        """Where on this node the volume is mounted or attached in reality, or ""; a stale record counts for nothing."""
+        """Where on this node the volume is mounted or attached in reality, or ""; a stale record counts for
+        nothing.
+        """
         if target := self._mounted_target(volume_id):
             return target
         record = self._record(key("stage", volume_id))
         return str(record["path"]) if record and self._is_staged(record) else ""
 
     def _mounted_target(self, volume_id: str) -> str:
-        return next((str(one["path"]) for one in self._targets(volume_id) if mounts.is_mount_point(one["path"])), "")
+        return next(
+            (str(one["path"]) for one in self._targets(volume_id) if mounts.is_mount_point(one["path"])), ""
+        )
 
     def _targets(self, volume_id: str) -> list[Mapping[str, Any]]:
         return [entry.value for entry in self._journal.scan(key("target", volume_id, ""))]
@@ -410,14 +499,20 @@ class Staging:
 
     def _check_capability(self, capability: Capability) -> None:
         limits = self._backend.limits
-        kind = self._backend.volume if issubclass(self._backend.volume, BlockVolume) or not capability.block else BlockVolume
+        kind = (
+            self._backend.volume
+            if issubclass(self._backend.volume, BlockVolume) or not capability.block
+            else BlockVolume
+        )
         validate.check_capability(capability, kind, modes=limits.access_modes, fs_types=limits.fs_types)
 
 
 def _bind(source: str, request: requests.NodePublishRequest) -> None:
     readonly = request.readonly or request.capability.access_mode.read_only
     if request.capability.block:
-        devices.set_read_only(source, readonly)  # a read-only bind of a device node does not keep anybody from writing
+        devices.set_read_only(
+            source, readonly
+        )  # a read-only bind of a device node does not keep anybody from writing
         paths.ensure_file(request.target_path)
     else:
         paths.ensure_directory(request.target_path)
@@ -425,7 +520,9 @@ def _bind(source: str, request: requests.NodePublishRequest) -> None:
 
 
 def _mount_remote(connection: FileConnection, path: str, flags: list[str]) -> None:
-    """Mount by the kernel alone, or by the type's own program (mount.nfs, …) where it has one, as mount(8) would."""
+    """Mount by the kernel alone, or by the type's own program (mount.nfs, …) where it has one, as mount(8)
+    would.
+    """
     options = [*connection.options, *flags]
     program = mounts.mount_program(connection.fs_type)
     if program is None:
@@ -437,9 +534,13 @@ def _mount_remote(connection: FileConnection, path: str, flags: list[str]) -> No
 
 def _same_stage(request: requests.NodeStageRequest, old: Mapping[str, Any]) -> None:
     if old["path"] != request.staging_target_path:
-        raise AlreadyExists(f"volume {request.volume_id!r} is staged at {old['path']}: unstage it there first")
+        raise AlreadyExists(
+            f"volume {request.volume_id!r} is staged at {old['path']}: unstage it there first"
+        )
     if old["capability"] != request.capability.record():
-        raise AlreadyExists(f"volume {request.volume_id!r} is staged with another capability: unstage it first")
+        raise AlreadyExists(
+            f"volume {request.volume_id!r} is staged with another capability: unstage it first"
+        )
 
 
 def _is_block(record: Mapping[str, Any]) -> bool:
@@ -450,7 +551,12 @@ def _to_record(connection: Connection) -> dict[str, Any]:
     if isinstance(connection, BlockConnection):
         return {"kind": "block", "device": connection.device, "identity": dict(connection.identity)}
     # options may carry credentials: what is needed to undo a mount is its path
-    return {"kind": "file", "source": connection.source, "fs_type": connection.fs_type, "directory": connection.directory}
+    return {
+        "kind": "file",
+        "source": connection.source,
+        "fs_type": connection.fs_type,
+        "directory": connection.directory,
+    }
 
 
 def _from_record(record: Mapping[str, Any]) -> Connection:

@@ -1,11 +1,14 @@
-"""Field rules: what a request must be before anything is looked up or touched. Pure functions that raise InvalidArgument."""
+"""Field rules: what a request must be before anything is looked up or touched. Pure functions that raise
+InvalidArgument.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 
-from volkit.errors import InvalidArgument, OutOfRange, UnsupportedVolume
+from volkit.errors import InvalidArgument, NotFound, OutOfRange, UnsupportedVolume
 from volkit.model import MAX_BYTES, AccessMode, BlockVolume, Capability, CapacityRange, Volume
 
 # CSI spec, "Size Limits" and CreateVolumeRequest.name: any Unicode but these
@@ -17,7 +20,9 @@ MAX_ID_BYTES = 4096
 
 
 def split_metadata(mapping: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """(the backend's own parameters, the platform's own keys): `csi.storage.k8s.io/…`, `storage.kubernetes.io/…`, `kubernetes.io/…`."""
+    """(the backend's own parameters, the platform's own keys): `csi.storage.k8s.io/…`,
+    `storage.kubernetes.io/…`, `kubernetes.io/…`.
+    """
     own: dict[str, str] = {}
     platform: dict[str, str] = {}
     for key, value in mapping.items():
@@ -53,6 +58,16 @@ def _check_text(text: str, field: str, limit: int) -> None:
         raise InvalidArgument(f"{field} has {size} bytes, at most {limit} are allowed")
 
 
+def file_name(id_: str) -> str:
+    """`id_`, where it can be the name of one file: for backends that keep a volume under its id.
+
+    Raises NotFound for any other: nothing can have been made under it, and no path may be built from it.
+    """
+    if not id_ or "/" in id_ or "\0" in id_ or id_ in (".", "..") or len(os.fsencode(id_)) > 255:
+        raise NotFound(f"there is nothing with the id {id_[:64]!r}")
+    return id_
+
+
 def check_path(path: str, field: str) -> None:
     """An absolute path of at most 4095 bytes, without `..`, and not the root itself."""
     _check_text(path, field, 4095)
@@ -75,8 +90,11 @@ def check_capacity_range(capacity: CapacityRange) -> None:
         )
 
 
-def choose_size(capacity: CapacityRange, *, minimum: int, maximum: int, default: int, granularity: int) -> int:
-    """The size to make, in bytes: what is required (else `default`), rounded up to `granularity` where the limit allows it.
+def choose_size(
+    capacity: CapacityRange, *, minimum: int, maximum: int, default: int, granularity: int
+) -> int:
+    """The size to make, in bytes: what is required (else `default`), rounded up to `granularity` where the
+    limit allows it.
 
     Raises OutOfRange where what is asked for and what the backend can make do not meet.
     """
@@ -94,11 +112,18 @@ def choose_size(capacity: CapacityRange, *, minimum: int, maximum: int, default:
     return size
 
 
-def check_capabilities(capabilities: Iterable[Capability], kind: type[Volume], *, modes: frozenset[AccessMode], fs_types: Iterable[str]) -> None:
+def check_capabilities(
+    capabilities: Iterable[Capability],
+    kind: type[Volume],
+    *,
+    modes: frozenset[AccessMode],
+    fs_types: Iterable[str],
+) -> None:
     """Could a volume of this kind be used so? At least one capability, and each of them possible.
 
-    Raises UnsupportedVolume where the kind forbids it: raw block access to files or objects, an access mode that the storage
-    does not have, or a file system that is not made for it on a block device that several nodes write to.
+    Raises UnsupportedVolume where the kind forbids it: raw block access to files or objects, an access mode
+    that the storage does not have, or a file system that is not made for it on a block device that several
+    nodes write to.
     """
     count = 0
     for count, capability in enumerate(capabilities, 1):
@@ -107,14 +132,20 @@ def check_capabilities(capabilities: Iterable[Capability], kind: type[Volume], *
         raise InvalidArgument("volume_capabilities is required: give at least one")
 
 
-def check_capability(capability: Capability, kind: type[Volume], *, modes: frozenset[AccessMode], fs_types: Iterable[str]) -> None:
+def check_capability(
+    capability: Capability, kind: type[Volume], *, modes: frozenset[AccessMode], fs_types: Iterable[str]
+) -> None:
     """As `check_capabilities`, for one."""
     mode = capability.access_mode
     for flag in capability.mount_flags:
         if not flag or _CONTROL.search(flag) or len(flag) > 4096:
-            raise InvalidArgument("mount_flags has an empty, an over-long or an unprintable flag")  # never shown: may be a secret
+            raise InvalidArgument(
+                "mount_flags has an empty, an over-long or an unprintable flag"
+            )  # never shown: may be a secret
     if mode not in modes:
-        raise UnsupportedVolume(f"access mode {mode.name} is not possible here; possible are {', '.join(sorted(m.name for m in modes))}")
+        raise UnsupportedVolume(
+            f"access mode {mode.name} is not possible here; possible are {', '.join(sorted(m.name for m in modes))}"
+        )
     if not issubclass(kind, BlockVolume):
         if capability.block:
             raise UnsupportedVolume(f"a {kind.kind} volume cannot be used as a raw block device")
@@ -122,7 +153,9 @@ def check_capability(capability: Capability, kind: type[Volume], *, modes: froze
     if capability.block:
         return
     if capability.fs_type and capability.fs_type not in fs_types:
-        raise InvalidArgument(f"file-system type {capability.fs_type[:32]!r} is unknown; known are {', '.join(fs_types)}")
+        raise InvalidArgument(
+            f"file-system type {capability.fs_type[:32]!r} is unknown; known are {', '.join(fs_types)}"
+        )
     if mode.multi_node and not mode.read_only:
         raise UnsupportedVolume(
             f"access mode {mode.name} with a file system on a block device: two nodes writing would destroy it; "

@@ -6,6 +6,7 @@ machines.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader of `volkit … | head` has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return 1
     except KeyboardInterrupt:
         return 130
+    return code
 
 
 def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]:

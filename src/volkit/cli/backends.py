@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from attrs import Factory
+
 from volkit.backend import Backend
+from volkit.model import MAX_BYTES
 from volkit.options import Option, declared, format_size
 from volkit.registry import Found, backends
 
@@ -49,15 +52,20 @@ def describe(found: Found[type[Backend[Any, Any]]]) -> dict[str, Any]:
 
 
 def _option(option: Option) -> dict[str, Any]:
+    shown = not (option.default is None or option.secret or isinstance(option.default, Factory))
     return {
         "key": option.key,
         "type": option.type,
         "required": option.required,
-        "default": None if option.default is None or option.secret else str(option.default),
+        "default": str(option.default) if shown else None,
         "mutable": option.mutable,
         "secret": option.secret,
         "help": option.help,
     }
+
+
+def _largest(size: int) -> str:
+    return "any" if size == MAX_BYTES else format_size(size)
 
 
 def _print(found: list[Found[type[Backend[Any, Any]]]]) -> None:
@@ -76,9 +84,9 @@ def _print(found: list[Found[type[Backend[Any, Any]]]]) -> None:
             described["kind"],
             ", ".join(described["capabilities"]) or "-",
             ", ".join(f"{o['key']}*" if o["required"] else o["key"] for o in described["settings"]) or "-",
-            f"{format_size(limits.min_size)} to {format_size(limits.max_size)}",
+            f"{format_size(limits.min_size)} to {_largest(limits.max_size)}",
         )
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     if table.row_count:
         console.print(table)
     for one in (one for one in found if one.error):

@@ -106,6 +106,14 @@ def read_only(descriptor: int) -> bool:
     return any(_read_ioctl(descriptor, BLKROGET, 4))
 
 
+def set_read_only(descriptor: int, device: str, read_only: bool) -> None:
+    """Makes the device refuse writes, or take them again."""
+    try:
+        fcntl.ioctl(descriptor, BLKROSET, struct.pack("=i", read_only))
+    except OSError as error:
+        raise refusal(error, f"cannot make {device} {'read-only' if read_only else 'writable'}") from error
+
+
 def _read_ioctl(descriptor: int, request: int, length: int) -> bytes:
     return fcntl.ioctl(descriptor, request, bytes(length))
 

@@ -45,9 +45,7 @@ _REASONS: Final[dict[int, tuple[type[VolkitError], str]]] = {
 def why_not_mounted(
     number: int, source: str, target: str, fs_type: str, options: Sequence[str]
 ) -> VolkitError:
-    """The error for `number` (errno) of a mount that was asked for with these arguments; options by their
-    keys only.
-    """
+    """The error for `number` (errno) of a mount with these arguments; options are named by their keys."""
     sentence = (
         f"cannot mount {fs_type or 'a file system'} from {_USER_INFO.sub('//***@', source)} at {target}"
     )

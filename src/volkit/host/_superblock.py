@@ -7,7 +7,6 @@ Structures"; btrfs' on-disk format (btrfs-dev-docs).
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -90,7 +89,8 @@ def _little(data: bytes, place: int, length: int) -> int:
 
 
 def _uuid(data: bytes, place: int) -> str:
-    return str(uuid.UUID(bytes=data[place : place + 16]))
+    digits = data[place : place + 16].hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 _READERS: Final[Mapping[str, tuple[int, Callable[[bytes], Superblock | None]]]] = {

@@ -11,10 +11,8 @@ A path is a hint and the identity the proof: by-id links go stale (kubernetes-si
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import struct
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -27,8 +25,8 @@ if TYPE_CHECKING:
     import pyudev
 
 __all__ = [
-    "flush", "holders", "read_identity", "size", "verify", "wait_for", "wait_for_size", "wait_gone",
-    "wait_until",
+    "flush", "holders", "read_identity", "set_read_only", "size", "verify", "wait_for", "wait_for_size",
+    "wait_gone", "wait_until",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -80,11 +78,13 @@ def size(device: str) -> int:
 
 
 def set_read_only(device: str, read_only: bool) -> None:
-    """Have the kernel refuse writes to the whole device, for everybody who opens it from now on, or allow them again (BLKROSET)."""
+    """Makes the kernel refuse writes to the device from everybody who opens it from now on, or take them
+    again (BLKROSET). It lasts until the device goes or a loop device is detached; nothing is
+    done where it is so already.
+    """
     with _block.opened(device) as descriptor:
-        current = fcntl.ioctl(descriptor, _block.BLKROGET, struct.pack("i", 0))
-        if struct.unpack("i", current)[0] != int(read_only):
-            fcntl.ioctl(descriptor, _block.BLKROSET, struct.pack("i", int(read_only)))
+        if _block.read_only(descriptor) != read_only:
+            _block.set_read_only(descriptor, device, read_only)
 
 
 def flush(device: str) -> None:

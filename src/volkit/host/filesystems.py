@@ -84,24 +84,25 @@ def make(
     zeroed: bool = False,
     options: Sequence[str] = (),
     over_partial: bool = False,
+    found: Probe | None = None,
     timeout: float,
 ) -> None:
     """Makes a file system on a blank device, and returns when it is durably there.
 
     `zeroed` says that the whole device reads as zeros (a new sparse file), which spares writing zeros once
     more. `options` are more words for mkfs. `over_partial` is for who finds his own record of having begun:
-    what a killed mkfs of the same type left is then written over, nothing else is.
+    what a killed mkfs of the same type left is then written over, nothing else is. `found` is what a probe
+    said just now, where the caller holds the volume since then; without it the device is probed here.
 
     Raises NotBlank where anything else is on the device, Unreadable where that cannot be told, OutOfRange
     below the type's least size, InUse, FailedPrecondition for a read-only device or with mkfs' words,
     DeadlineExceeded after `timeout` seconds, with the file system half made.
     """
     kind = supported(fs_type)
-    with _block.opened(
-        device
-    ) as descriptor:  # kept open, so that its number cannot go to another file meanwhile
+    # kept open to the end, so that its number cannot go to another file meanwhile
+    with _block.opened(device) as descriptor:
         _require_room(descriptor, device, fs_type)
-        partial = _require_blank(probe_open(descriptor, device), device, fs_type, over_partial)
+        partial = _require_blank(found or probe_open(descriptor, device), device, fs_type, over_partial)
         if _block.read_only(descriptor):
             raise FailedPrecondition(f"{device} is read-only: no file system can be made on it")
         _require_unused(descriptor, device, "no file system is made on it")
@@ -165,14 +166,14 @@ def check(device: str, fs_type: str, *, timeout: float = 300) -> bool:
     ext3 and ext4 are checked (e2fsck -p) where the superblock asks for it; a clean one costs one read. xfs
     and btrfs replay their log when they are mounted; xfs_repair is never run by itself, since it may drop
     what the log holds. A read-only device is left alone: a dirty one cannot be mounted without "noload"
-    (ext4) or "norecovery" (xfs).
+    (ext4) or "norecovery" (xfs). Nothing is done for types that volkit does not make.
 
     Raises FailedPrecondition with the output for what only a person should repair, and for a btrfs whose twin
     of the same fsid is mounted on a kernel that takes both for one; InUse for a mounted ext file system that
     is not clean; FailedPrecondition also where an ext or btrfs is expected and not there.
     """
-    examine = supported(fs_type).check
-    return examine(device, timeout) if examine else False
+    kind = SUPPORTED.get(fs_type)
+    return kind.check(device, timeout) if kind and kind.check else False
 
 
 def _check_ext(device: str, timeout: float) -> bool:
@@ -224,8 +225,7 @@ def _require_no_twin(place: str, device: str, fsid: str) -> None:
     if name not in mounted:
         raise FailedPrecondition(
             f"{device} is a copy of the btrfs {fsid}, mounted from /dev/{', /dev/'.join(sorted(mounted))}: "
-            "before Linux 6.7 a node cannot mount two of one fsid; use them on two nodes, or make such volumes "
-            "ext4 or xfs"
+            "before Linux 6.7 a node cannot mount two of one fsid; use them on two nodes, or use ext4 or xfs"
         )
 
 
@@ -302,9 +302,9 @@ def _grow_ext_mounted(device: str, mount_point: str, timeout: float) -> None:
         if "Permission denied" not in error.stderr:
             raise
         raise FailedPrecondition(
-            f"the kernel refuses to grow the ext file system of {device} while it is mounted at {mount_point}: "
-            "that takes CAP_SYS_RESOURCE, which this process does not have. Give the driver that capability, or "
-            "stop what uses the volume: an offline expansion, while it is not mounted, works without it"
+            f"the kernel refuses to grow the ext file system on {device}: to resize it while it is mounted "
+            f"(at {mount_point}) takes CAP_SYS_RESOURCE, which this process does not have. Give the driver "
+            "that capability, or stop what uses the volume: an offline expansion, unmounted, works without it"
         ) from error
 
 
@@ -354,16 +354,18 @@ def mount_options(fs_type: str, *, read_only: bool = False) -> tuple[str, ...]:
     fails, and it takes an explicit "norecovery" (xfs) or "noload" (ext4), which shows the last state that was
     on the device.
     """
-    return (*(("ro",) if read_only else ()), *supported(fs_type).mount_options)
+    kind = SUPPORTED.get(fs_type)
+    return (*(("ro",) if read_only else ()), *(kind.mount_options if kind else ()))
 
 
-_EXT: Final = ("-F", "-q", "-m0", "-E", "lazy_itable_init=1,nodiscard")
+# 4 KiB blocks also where mke2fs would take 1 KiB: no sector is read, changed and written back by direct I/O
+_EXT: Final = ("-F", "-q", "-m0", "-b", "4096", "-E", "lazy_itable_init=1,nodiscard")
 
 SUPPORTED: Final[Mapping[str, FileSystem]] = {
     "ext4": FileSystem(
         make=("mkfs.ext4", *_EXT),
         fresh=_ext4_on_zeros,
-        smallest=2 * MIB,
+        smallest=8 * MIB,  # below, mke2fs leaves the journal out
         package="e2fsprogs",
         check=_check_ext,
         grow_mounted=_grow_ext_mounted,
@@ -371,7 +373,7 @@ SUPPORTED: Final[Mapping[str, FileSystem]] = {
     ),
     "ext3": FileSystem(
         make=("mkfs.ext3", *_EXT),
-        smallest=2 * MIB,
+        smallest=8 * MIB,  # below, mke2fs leaves the journal out
         package="e2fsprogs",
         check=_check_ext,
         grow_mounted=_grow_ext_mounted,

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import logging
 import os
-import random
 import stat
 import struct
 import time
@@ -92,7 +91,7 @@ def attach(path: str, *, read_only: bool = False, direct_io: bool = True, sector
             if device and _configure(device, backing, path, flags, sector_size):
                 return device
             # another process was faster; so many as are at it, so often this may happen
-            time.sleep(random.uniform(0, 0.0002 * min(attempt, 50)))
+            time.sleep(os.urandom(1)[0] / 255 * 0.0002 * min(attempt, 50))
     raise Aborted(
         f"no loop device for {path}: {_ATTEMPTS} free ones were taken by others first; repeat the call"
     )
@@ -168,6 +167,9 @@ def _configure(device: str, backing: int, path: str, flags: int, sector_size: in
         raise refusal(error, f"cannot open {device}") from error
     try:
         _set_file(descriptor, backing, path, flags, sector_size)
+        if not flags & _READ_ONLY and _block.read_only(descriptor):
+            # BLKROSET stays with the number when a file goes, and would meet the next one
+            _block.set_read_only(descriptor, device, False)
         info = _block.loop_info(descriptor) if flags & _DIRECT_IO else None
     except OSError as error:
         if error.errno in (errno.EBUSY, errno.ENXIO):
@@ -215,6 +217,9 @@ def detach(device: str, *, expect: Mapping[str, str] | None = None, timeout: flo
             if not _attached_as_expected(descriptor, device, expect):
                 return False
             place = _block.sysfs(_block.number(descriptor))
+            was_read_only = _block.read_only(descriptor)
+            if was_read_only:  # or the number stays so for the next file, whoever attaches it
+                _block.set_read_only(descriptor, device, False)
             fcntl.ioctl(descriptor, _CLR_FD)
     except NotFound:
         return False
@@ -225,7 +230,7 @@ def detach(device: str, *, expect: Mapping[str, str] | None = None, timeout: flo
             return False
         raise refusal(error, f"cannot detach {device}") from error
     if not _detached(place, time.monotonic() + timeout):
-        _keep_attached(device)
+        _keep_attached(device, was_read_only)
         raise InUse(f"{device} is kept open by a program; stop it, then repeat the call")
     return True
 
@@ -262,7 +267,7 @@ def _detached(place: str, end: float) -> bool:
     return True
 
 
-def _keep_attached(device: str) -> None:
+def _keep_attached(device: str, read_only: bool) -> None:
     """Takes the mark to clear itself from a device that somebody keeps open."""
     with _block.opened(device) as descriptor:
         info = _block.loop_info(descriptor)
@@ -274,6 +279,8 @@ def _keep_attached(device: str) -> None:
             fcntl.ioctl(descriptor, _SET_STATUS64, _block.LOOP_INFO.pack(*fields))
         except OSError as error:  # it goes when its last user closes it, and the next detach finds that done
             log.warning("%s: still marked to detach itself: %s", device, error)
+        if read_only:
+            _block.set_read_only(descriptor, device, True)
 
 
 def resize(device: str) -> int:

@@ -52,7 +52,7 @@ from volkit.host._syscalls import (
 )
 
 __all__ = [
-    "Mount", "bind", "is_mount_point", "mount", "mount_at", "mount_program", "mounts", "move",
+    "Mount", "bind", "is_mount_point", "mount", "mount_at", "mount_program", "mounted_from", "mounts", "move",
     "parse_mountinfo", "remount", "same_mount", "set_propagation", "unmount",
 ]  # fmt: skip
 
@@ -83,8 +83,7 @@ _PROPAGATION: Final = {
 
 
 def mount(source: str, target: str, fs_type: str, options: Sequence[str] = ()) -> None:
-    """Mount the file system `fs_type` of `source` at `target`, a directory (for a few types a file) that
-    exists.
+    """Mount the file system `fs_type` of `source` at `target`, a directory that exists.
 
     `options` are mount(8) words, each one option, such as `["ro", "noatime", "data=ordered"]`; words that
     only programs read (`nofail`, `_netdev`, `x-…`) are left out. No mount helper is run: where
@@ -98,9 +97,7 @@ def mount(source: str, target: str, fs_type: str, options: Sequence[str] = ()) -
 
 
 def mount_program(fs_type: str) -> str | None:
-    """The path of the program that mount(8) would run for this type, `/sbin/mount.TYPE`; None where the
-    kernel suffices.
-    """
+    """The program that mount(8) would run for this type (`/sbin/mount.TYPE`); None where there is none."""
     for directory in ("/sbin", "/usr/sbin"):
         program = f"{directory}/mount.{fs_type}"
         if "/" not in fs_type and os.access(program, os.X_OK):
@@ -126,8 +123,7 @@ def bind(source: str | int, target: str, *, read_only: bool = False, options: Se
 
 
 def remount(target: str, *, read_only: bool) -> None:
-    """Make the mount at `target` read-only or writable and leave its other options. Other mounts of the same
-    file system stay as they are.
+    """Make the mount at `target` read-only or writable; its other options and other mounts stay as they are.
 
     Raises NotFound where nothing is mounted, InUse where a file is open for writing, FailedPrecondition where
     the file system itself is read-only and so no mount of it can be writable.
@@ -200,11 +196,10 @@ def unmount(target: str, *, lazy: bool = False) -> bool:
 
 
 def same_mount(source: str, target: str) -> bool:
-    """Whether what is mounted at `target` is `source`: the same device node or the same directory (device and
-    inode number).
+    """Whether what is mounted at `target` is `source`, the same device node or the same directory.
 
-    False where nothing is mounted at `target` or the mount there is dead. `source` may be a link to a device.
-    Raises NotFound where `source` is missing.
+    Directories are compared by device and inode number. False where nothing is mounted at `target` or the
+    mount there is dead. `source` may be a link to a device. Raises NotFound where `source` is missing.
     """
     try:
         wanted = status(os.path.realpath(source), STATX_TYPE | STATX_INO)
@@ -223,18 +218,21 @@ def same_mount(source: str, target: str) -> bool:
 
 
 def mounted_from(device: str, target: str) -> bool:
-    """Whether the file system mounted at `target` is the one on the block device `device` (btrfs too, whose
-    files show a device number of their own).
+    """Whether the file system mounted at `target` is the one on the block device `device`.
+
+    By the device number of the file system; of btrfs and the like, whose number is no device's, by the source
+    of the mount.
     """
     here = mount_at(target)
     if here is None:
         return False
     try:
-        number = os.stat(device).st_rdev
-        source = os.stat(here.source).st_rdev if here.source.startswith("/") else 0
+        wanted = os.stat(device)
+        by_source = not here.device[0] and here.source.startswith("/")
+        found = os.stat(here.source).st_rdev if by_source else os.makedev(*here.device)
     except OSError:
         return False
-    return number in (os.makedev(*here.device), source)
+    return stat.S_ISBLK(wanted.st_mode) and wanted.st_rdev == found
 
 
 def set_propagation(

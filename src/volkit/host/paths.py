@@ -55,8 +55,7 @@ def check_absolute(path: str, field: str) -> str:
 
 
 def ensure_directory(path: str, mode: int = 0o750, *, empty: bool = False) -> bool:
-    """Make the directory `path`, and its parents where they are missing, and return True; False where it is
-    there already.
+    """Make the directory `path` and its missing parents, and return True; False where it is there already.
 
     `mode` is subject to the umask. `empty` asks that nothing be in it unless something is mounted there;
     otherwise FailedPrecondition names what is. InvalidArgument where a file, a device or a symbolic link is
@@ -79,11 +78,11 @@ def ensure_directory(path: str, mode: int = 0o750, *, empty: bool = False) -> bo
 
 
 def ensure_file(path: str, mode: int = 0o640) -> bool:
-    """Make the empty file `path`, over which a block device can be bound, and return True; False where it is
-    there already.
+    """Make the empty file `path` and its missing parents, and return True; False where it is there already.
 
-    A block device at `path` counts as there: it is a bind made before. InvalidArgument where a directory or a
-    symbolic link is there, FailedPrecondition where the file has content.
+    It is what a block device is bound over. A block device at `path` counts as there: it is a bind made
+    before. InvalidArgument where a directory or a symbolic link is there, FailedPrecondition where the file
+    has content.
     """
     try:
         _make_parents(path, 0o750)

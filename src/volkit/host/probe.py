@@ -26,7 +26,7 @@ from volkit.host import _block
 
 __all__ = ["Probe", "State", "Unreadable", "probe"]
 
-_EDGE: Final = 1 << 20
+_EDGE: Final = 256 << 10
 """How many bytes of the head and of the tail are read. Their reads are the proof that the device can be read.
 """
 

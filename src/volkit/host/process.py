@@ -18,11 +18,11 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from volkit.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from volkit.host._syscalls import refusal
@@ -94,9 +94,7 @@ class ProgramMissing(FailedPrecondition):
 
 
 class ProcessFailed(FailedPrecondition):
-    """A program ended with a status that is not among those expected. `stderr` is its last KiB without
-    secrets.
-    """
+    """A program ended with a status that was not expected. `stderr` is its last KiB, without secrets."""
 
     def __init__(self, message: str, *, program: str, returncode: int, stderr: str) -> None:
         super().__init__(message)
@@ -106,19 +104,7 @@ class ProcessFailed(FailedPrecondition):
 
 
 class ProcessKilled(Unavailable):
-    """A program was ended by a signal from outside (the OOM killer, an administrator): how far it came is not
-    known.
-    """
-
-
-@define
-class _Running:
-    """A process, what is still to be written to it, and the last it wrote."""
-
-    process: Popen[bytes]
-    input: memoryview
-    stdout: bytearray = field(factory=bytearray)
-    stderr: bytearray = field(factory=bytearray)
+    """A signal ended the program (the OOM killer, an administrator); how far it came is not known."""
 
 
 def run(
@@ -150,12 +136,13 @@ def run(
     if abandoned() >= MAX_ABANDONED:
         raise Unavailable(f"{MAX_ABANDONED} killed processes hang in the kernel: not starting {argv[0]}")
     with _place(os.path.basename(program), deadline, timeout):
-        running = _start([program, *argv[1:]], input, env, tuple(pass_fds))
+        process = _start([program, *argv[1:]], bool(input), env, tuple(pass_fds))
+        kept = bytearray(), bytearray()
         try:
-            in_time = _communicate(running, deadline)
+            in_time = _communicate(process, input or b"", kept, deadline)
         finally:
-            _end(running.process)
-    returncode, out, err = running.process.returncode, bytes(running.stdout), bytes(running.stderr)
+            _end(process)
+    returncode, out, err = process.returncode, bytes(kept[0][-MAX_OUTPUT:]), bytes(kept[1][-MAX_OUTPUT:])
     if not in_time:
         raise DeadlineExceeded(
             f"{_shown(argv, masks)} did not end within {timeout:g} s and was killed{_said(out, err, masks)}"
@@ -203,7 +190,8 @@ def _place(program: str, deadline: float, timeout: float) -> Iterator[None]:
     """One of the places for this program; DeadlineExceeded where none becomes free in time."""
     with _lock:
         places = _places.setdefault(program, threading.BoundedSemaphore(2 * len(os.sched_getaffinity(0))))
-    if not places.acquire(timeout=max(deadline - time.monotonic(), 0)):
+    left = deadline - time.monotonic()
+    if left <= 0 or not places.acquire(timeout=left):
         raise DeadlineExceeded(f"{program} was not started within {timeout:g} s: too many of it are running")
     try:
         yield
@@ -211,17 +199,15 @@ def _place(program: str, deadline: float, timeout: float) -> Iterator[None]:
         places.release()
 
 
-def _start(
-    argv: list[str], data: bytes | None, env: Mapping[str, str] | None, fds: tuple[int, ...]
-) -> _Running:
-    # subprocess, by vfork: os.posix_spawn is 8 % faster (0.76 against 0.83 ms), but would let the program inherit
-    # a descriptor that some C library opened without close-on-exec
+def _start(argv: list[str], fed: bool, env: Mapping[str, str] | None, fds: tuple[int, ...]) -> Popen[bytes]:
+    # subprocess, by vfork: os.posix_spawn is 8 % faster (0.76 against 0.83 ms), but would let the program
+    # inherit a descriptor that some C library opened without close-on-exec
     from subprocess import DEVNULL, PIPE, Popen
 
     try:
-        process = Popen(
+        return Popen(
             argv,
-            stdin=PIPE if data else DEVNULL,
+            stdin=PIPE if fed else DEVNULL,
             stdout=PIPE,
             stderr=PIPE,
             bufsize=0,
@@ -231,55 +217,116 @@ def _start(
         )
     except OSError as error:
         raise refusal(error, f"cannot start {argv[0]}") from None
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            os.set_blocking(pipe.fileno(), False)
-    return _Running(process, memoryview(data or b""))
 
 
-def _communicate(running: _Running, deadline: float) -> bool:
-    """Feed and read until the program has ended; False at the deadline. Who else holds its pipes is of no matter."""
-    process, poller = running.process, select.poll()
-    transfers = _transfers(running)
+def _communicate(
+    process: Popen[bytes], data: bytes, kept: tuple[bytearray, bytearray], deadline: float
+) -> bool:
+    """Feed and read until the program has ended; False at the deadline. Who else holds its pipes does not
+    matter.
+    """
+    assert process.stdout is not None
+    assert process.stderr is not None
+    poller = select.poll()
+    reads = [_reader(process.stdout, kept[0]), _reader(process.stderr, kept[1])]
+    transfers = {process.stdout.fileno(): reads[0], process.stderr.fileno(): reads[1]}
     for descriptor in transfers:
-        poller.register(descriptor, select.POLLOUT if transfers[descriptor] is _feed else select.POLLIN)
-    ended = _descriptor_of_end(process)
-    try:
-        if ended is not None:
-            poller.register(ended, select.POLLIN)
+        poller.register(descriptor, select.POLLIN)
+    if process.stdin is not None:
+        poller.register(process.stdin.fileno(), select.POLLOUT)
+        transfers[process.stdin.fileno()] = _writer(process.stdin, data)
+    with _end_of(process) as end:
+        if end is not None:
+            poller.register(end, select.POLLIN)
         while process.poll() is None:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            for descriptor, _ in poller.poll(1000 * (left if ended is not None else min(left, _TICK)) + 1):
-                if descriptor != ended and not transfers[descriptor](running, descriptor):
+            for descriptor, _ in poller.poll(1000 * (left if end is not None else min(left, _TICK)) + 1):
+                if descriptor != end and not transfers[descriptor]():
                     poller.unregister(descriptor)
-    finally:
-        if ended is not None:
-            os.close(ended)
-    for descriptor, transfer in transfers.items():
-        if transfer is not _feed:  # what is left in the pipe, and no more if somebody goes on writing
-            for _ in range(MAX_OUTPUT // _CHUNK):
-                if not transfer(running, descriptor):
-                    break
+    for read in reads:
+        for _ in range(MAX_OUTPUT // _CHUNK):  # what is left in the pipe; a daemon may go on writing for ever
+            if not read():
+                break
     return True
 
 
-def _kill(process: Popen[bytes]) -> None:
-    """End the process group. One that hangs in the kernel (state D) does not end: it is set aside, not waited
-    for.
+@contextmanager
+def _end_of(process: Popen[bytes]) -> Iterator[int | None]:
+    """A descriptor that is readable once the process ended (pidfd_open(2), Linux 5.3); None before that."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _reader(pipe: IO[bytes], kept: bytearray) -> Callable[[], bool]:
+    """A function that reads what is there, keeping the last bytes, and returns False at the end."""
+    descriptor = pipe.fileno()
+    os.set_blocking(descriptor, False)
+
+    def read() -> bool:
+        try:
+            piece = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return True
+        kept.extend(piece)
+        if len(kept) > 2 * MAX_OUTPUT:
+            del kept[:-MAX_OUTPUT]
+        return bool(piece)
+
+    return read
+
+
+def _writer(pipe: IO[bytes], data: bytes) -> Callable[[], bool]:
+    """A function that writes what the pipe takes, and closes it and returns False when there is no more to
+    say.
+    """
+    descriptor = pipe.fileno()
+    os.set_blocking(descriptor, False)
+    left = memoryview(data)
+
+    def write() -> bool:
+        nonlocal left
+        try:
+            left = left[os.write(descriptor, left[:_CHUNK]) :]
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:  # it read as much as it wanted
+            left = left[:0]
+        if not left:
+            pipe.close()
+        return bool(left)
+
+    return write
+
+
+def _end(process: Popen[bytes]) -> None:
+    """Kill what still runs, with its process group, and close the pipes.
+
+    A process that hangs in the kernel (state D) does not end by that: it is set aside, not waited for.
     """
     from subprocess import TimeoutExpired
 
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.kill()
-    try:
-        process.wait(_REAP_SECONDS)
-    except TimeoutExpired:
-        with _lock:
-            _abandoned.append(process)
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            process.kill()
+        try:
+            process.wait(_REAP_SECONDS)
+        except TimeoutExpired:
+            with _lock:
+                _abandoned.append(process)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _search_path() -> list[str]:

@@ -1,4 +1,6 @@
-"""The durable memory: a small key-value store with compare-and-swap, behind an address such as `sqlite:///var/lib/x.db`."""
+"""The durable memory: a small key-value store with compare-and-swap, behind an address such as
+`sqlite:///var/lib/x.db`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,10 @@ __all__ = ["Conflict", "Delete", "Entry", "Journal", "Put", "key", "open_journal
 def open_journal(url: str) -> Journal:
     """The journal at `url`: `sqlite:///absolute/path` or `memory://`.
 
-    Raises InvalidArgument for another address, FailedPrecondition for a file that is not a journal or of a newer format.
+    Raises InvalidArgument for another address, FailedPrecondition for a file that is not a journal or of a
+    newer format.
     """
-    if url.startswith("sqlite:///"):
+    if url.startswith("sqlite:///") and not url.endswith("/"):
         from volkit.journal.sqlite import SqliteJournal
 
         return SqliteJournal(url.removeprefix("sqlite://"))
@@ -21,4 +24,6 @@ def open_journal(url: str) -> Journal:
         from volkit.journal.memory import MemoryJournal
 
         return MemoryJournal()
-    raise InvalidArgument(f"{url.partition('://')[0]!r} is no kind of journal: write sqlite:///PATH or memory://")
+    raise InvalidArgument(
+        f"{url.partition('://')[0]!r} is no kind of journal: write sqlite:///PATH or memory://"
+    )

@@ -1,4 +1,6 @@
-"""The interface of a journal. Keys are text with `/` between their parts; values are JSON objects without secrets."""
+"""The interface of a journal. Keys are text with `/` between their parts; values are JSON objects without
+secrets.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Delete:
 
 
 def key(*parts: str) -> str:
-    """A record's key: the parts joined by `/`, which is escaped inside them, as is `%`. End it with "" for a prefix to scan."""
+    """A record's key: the parts joined by `/`, which is escaped inside them, as is `%`. End it with "" for a
+    prefix to scan.
+    """
     return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
 
 
@@ -57,14 +61,17 @@ class Journal(ABC):
 
     @abstractmethod
     def scan(self, prefix: str, *, after: str = "", limit: int = 0) -> list[Entry]:
-        """The records whose keys begin with `prefix`, in key order, those after the key `after`, at most `limit` (0: all)."""
+        """The records whose keys begin with `prefix`, in key order, those after the key `after`, at most
+        `limit` (0: all).
+        """
 
     @abstractmethod
     def write(self, *changes: Put | Delete, durable: bool = True) -> None:
-        """All changes or none. When it returns they are seen by every reader; if `durable`, they also survive a power cut.
+        """All changes or none. When it returns they are seen by every reader; if `durable`, they also survive
+        a power cut.
 
-        A write that is not durable still survives the death of the process, and is never reordered before an earlier one.
-        Raises Conflict, or Unavailable where the store is away or full.
+        A write that is not durable still survives the death of the process, and is never reordered before an
+        earlier one. Raises Conflict, or Unavailable where the store is away or full.
         """
 
     @abstractmethod

@@ -1,7 +1,8 @@
-"""A backend whose storage is a dictionary: the oracle of tests, and an example of every controller capability.
+"""A backend whose storage is a dictionary: the oracle of tests, and an example of every controller
+capability.
 
-Its storage outlives its controllers, as a real one does: two controllers made with the same `Settings.array` see the same
-volumes. Its node has no devices: a volume is a directory below `Settings.root`.
+Its storage outlives its controllers, as a real one does: two controllers made with the same `Settings.array`
+see the same volumes. Its node has no devices: a volume is a directory below `Settings.root`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class Stored:
 
 @define(eq=False)
 class Array:
-    """The storage itself: what a witness looks at. `before` is called with each method's name, to count or to make it fail."""
+    """The storage itself: what a witness looks at. `before` is called with each method's name, to count or to
+    make it fail.
+    """
 
     size: int = 1 << 50
     volumes: dict[str, Stored] = field(factory=dict)

@@ -1,5 +1,5 @@
-"""From the values of the core to the messages of the wire: each function named after an operation makes the answer
-to a message (its first argument) out of the operation's result.
+"""From the values of the core to the messages of the wire: each function named after an operation makes the
+answer to a message (its first argument) out of the operation's result.
 
 A core value that the wire cannot hold, such as a size over 2^63 - 1, raises ValueError or TypeError.
 """

@@ -112,7 +112,8 @@ def _kind(field: Field) -> tuple[Add, Fill]:
 
 
 def _flag(field: Field) -> str:
-    return "--" + _SINGULAR.get(field.name, field.name).replace("_", "-")
+    name: str = field.name
+    return "--" + _SINGULAR.get(name, name).replace("_", "-")
 
 
 def _add_scalar(parser: argparse.ArgumentParser, field: Field) -> None:

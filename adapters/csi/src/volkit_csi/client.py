@@ -47,7 +47,7 @@ class Client:
     """A connection to the driver at `endpoint` (`unix:///path`, `unix:path` or a path); `timeout` seconds for
     each call.
 
-    Every RPC is a method that takes its request message and returns its response message. Raises CallError.
+    Every RPC is a method: it takes the request message and returns the response message. Raises CallError.
     """
 
     def __init__(self, endpoint: str, timeout: float = 60.0) -> None:

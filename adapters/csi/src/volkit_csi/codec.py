@@ -1,11 +1,11 @@
-"""From the messages of the wire to the values of the core: each function named after an operation makes its request
-out of a message (`answers` goes the other way).
+"""From the messages of the wire to the values of the core: each function named after an operation makes its
+request out of a message (`answers` goes the other way).
 
-Checked is only what the core's values cannot express or the wire alone demands: messages and oneofs that are not
-set (`HasField`: an unset message reads as an empty one), enum values nobody knows, and the size limits of the CSI
-spec ("Size Limits": 128 bytes a string, 4 KiB a map). Taken beyond these limits, since what exists must go on
-working: ids, which are the backend's own; paths, which kubelet makes longer (gocsi #105), up to PATH_MAX;
-secrets, which hold certificates. Everything else is the engine's to judge.
+Checked is only what the core's values cannot express or the wire alone demands: messages and oneofs that are
+not set (`HasField`: an unset message reads as an empty one), enum values nobody knows, and the size limits of
+the CSI spec ("Size Limits": 128 bytes a string, 4 KiB a map). Taken beyond these limits, since what exists
+must go on working: ids, which are the backend's own; paths, which kubelet makes longer (gocsi #105), up to
+PATH_MAX; secrets, which hold certificates. Everything else is the engine's to judge.
 
 Maps are copied by `dict()`: to look a missing key up in a protobuf map inserts it.
 """
@@ -64,7 +64,9 @@ def _bounded(values: dict[str, str], field: str) -> dict[str, str]:
 
 
 def _split(entries: Mapping[str, str], field: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The user's own keys, and the platform's; only the former are bounded: kubelet adds tokens to the latter."""
+    """The user's own keys, and the platform's; only the former are bounded: kubelet adds tokens to the
+    latter.
+    """
     values = dict(entries)
     if not values:
         return values, values
@@ -84,7 +86,9 @@ def _limit(max_entries: int) -> int:
 
 
 def read_capability(message: pb.VolumeCapability, field: str = "volume_capability") -> Capability:
-    """Raises InvalidArgument for an access type or mode that is unset or unknown, and for over-long strings."""
+    """Raises InvalidArgument for an access type or mode that is unset or unknown, and for over-long
+    strings.
+    """
     access_type = message.WhichOneof("access_type")
     if access_type is None:
         raise InvalidArgument(f"{field}.access_type is required: set block or mount")

@@ -1,7 +1,7 @@
 """The error table: what each of volkit's errors is on the wire, looked up along the class's MRO.
 
-A vendor's own subclass so gets its parent's code. Nothing is ever INTERNAL or UNKNOWN (see `status`): an error
-that says no more than that something failed is UNAVAILABLE, and the call is repeated.
+A vendor's own subclass so gets its parent's code. Nothing is ever INTERNAL or UNKNOWN (see `status`): an
+error that says no more than that something failed is UNAVAILABLE, and the call is repeated.
 """
 
 from __future__ import annotations
@@ -43,9 +43,6 @@ EXCEPTIONS: Final[Mapping[tuple[type[VolkitError], str], Code]] = MappingProxyTy
     }
 )
 """Where one operation (a row of `volkit.OPERATIONS`) answers otherwise."""
-
-AMBIGUOUS: Final = frozenset({Code.ABORTED, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
-"""The codes that leave open whether it happened; a caller repeats the call."""
 
 
 def code_of(error: type[VolkitError], operation: str = "") -> Code:

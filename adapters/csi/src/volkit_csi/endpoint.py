@@ -1,7 +1,7 @@
 """Where a driver listens: one unix socket that belongs to it, and nothing else.
 
-The CSI specification (section "CSI_ENDPOINT") gives `unix:///path/to/driver.sock`; gRPC also writes `unix:/path`, and
-Docker Swarm passes the bare path.
+The CSI specification (section "CSI_ENDPOINT") gives `unix:///path/to/driver.sock`; gRPC also writes
+`unix:/path`, and Docker Swarm passes the bare path.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SEE = "write unix:///run/volkit/csi.sock, unix:/run/volkit/csi.sock or /run/volk
 class Endpoint:
     """A unix socket to serve on.
 
-    `path` is absolute; whoever may write to the socket may call the driver, so `mode`, `owner` and `group` (numeric ids,
-    None: those of the process) are the access control.
+    `path` is absolute; whoever may write to the socket may call the driver, so `mode`, `owner` and `group`
+    (numeric ids, None: those of the process) are the access control.
     """
 
     path: str
@@ -39,10 +39,10 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str, *, mode: int = 0o660, owner: str = "", group: str = "") -> Endpoint:
-        """Read `unix:///abs`, `unix:/abs` or `/abs`; `owner` and `group` are names or numeric ids, empty for the process's.
+        """Read `unix:///abs`, `unix:/abs` or `/abs`; owner and group are names or ids; empty: the process's.
 
-        Raises InvalidArgument for everything else: another scheme, a host part, a relative, over-long or odd path, a
-        mode that is not one of permission bits, a name that this system does not know.
+        Raises InvalidArgument for everything else: another scheme, a host part, a relative, over-long or odd
+        path, a mode that is not one of permission bits, a name that this system does not know.
         """
         if not 0 < mode <= 0o777:
             raise InvalidArgument(f"socket mode {mode:#o}: give permission bits such as 0660")
@@ -62,7 +62,9 @@ def socket_path(text: str) -> str:
     elif colon and scheme == "unix":
         path = rest.removeprefix("//")
         if rest.startswith("//") and not path.startswith("/"):
-            raise InvalidArgument(f"endpoint {text!r}: {path.split('/')[0]!r} would be a host; three slashes: {SEE}")
+            raise InvalidArgument(
+                f"endpoint {text!r}: {path.split('/')[0]!r} would be a host; three slashes: {SEE}"
+            )
     elif colon and "/" not in scheme:
         raise InvalidArgument(f"endpoint {text!r}: {scheme!r} is not served, only unix sockets are; {SEE}")
     else:
@@ -72,16 +74,20 @@ def socket_path(text: str) -> str:
     if "\0" in path:
         raise InvalidArgument(f"endpoint {text!r}: the path has a NUL byte")
     if os.path.basename(path) in ("", ".", ".."):
-        raise InvalidArgument(f"endpoint {text!r}: the path names a directory; add the socket's name, such as csi.sock")
+        raise InvalidArgument(
+            f"endpoint {text!r}: the path names a directory; add the socket's name, such as csi.sock"
+        )
     length = len(os.fsencode(path))
     if length > MAX_PATH:
-        raise InvalidArgument(f"endpoint {text!r}: the path has {length} bytes, a unix socket's at most {MAX_PATH}")
+        raise InvalidArgument(
+            f"endpoint {text!r}: the path has {length} bytes, a unix socket's at most {MAX_PATH}"
+        )
     return path
 
 
 def user_id(name: str) -> int | None:
     """The id of a user by name or number; None for the empty name."""
-    if not name or name.isascii() and name.isdigit():
+    if not name or (name.isascii() and name.isdigit()):
         return int(name) if name else None
     import pwd
 
@@ -93,7 +99,7 @@ def user_id(name: str) -> int | None:
 
 def group_id(name: str) -> int | None:
     """The id of a group by name or number; None for the empty name."""
-    if not name or name.isascii() and name.isdigit():
+    if not name or (name.isascii() and name.isdigit()):
         return int(name) if name else None
     import grp
 
@@ -104,11 +110,12 @@ def group_id(name: str) -> int | None:
 
 
 class Listener:
-    """Puts a server's socket at its endpoint, complete in one step, and takes it away again if it is still the same.
+    """Puts a server's socket at its endpoint in one step, and takes it away if it is still the same.
 
-    The server binds `address`, a hidden name in the endpoint's directory. `publish` gives that socket its owner and mode
-    and renames it to the endpoint: callers never meet one that is half set up, a stale socket is replaced without a gap,
-    and when gRPC unlinks the name that it bound, it cannot hit the socket of a successor.
+    The server binds `address`, a hidden name in the endpoint's directory. `publish` gives that socket its
+    owner and mode and renames it to the endpoint: callers never meet one that is half set up, a stale socket
+    is replaced without a gap, and when gRPC unlinks the name that it bound, it cannot hit the socket of a
+    successor.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -131,7 +138,7 @@ class Listener:
 
     @contextmanager
     def private(self) -> Iterator[None]:
-        """Bind inside: the new socket is nobody's but the process's own. The umask is the process's: start-up only."""
+        """Bind inside: only this process's user may use the new socket. It sets the umask of all threads."""
         before = os.umask(0o177)
         try:
             yield
@@ -201,9 +208,13 @@ def refuse_occupied(path: str) -> None:
         return
     if not stat.S_ISSOCK(found.st_mode):
         kind = KINDS.get(stat.S_IFMT(found.st_mode), "file")
-        raise FailedPrecondition(f"endpoint unix://{path}: a {kind} is there; remove it, or choose another path")
+        raise FailedPrecondition(
+            f"endpoint unix://{path}: a {kind} is there; remove it, or choose another path"
+        )
     if answers(path):
-        raise FailedPrecondition(f"endpoint unix://{path}: a running process answers there; stop it, or choose another path")
+        raise FailedPrecondition(
+            f"endpoint unix://{path}: a running process answers there; stop it, or choose another path"
+        )
 
 
 KINDS = {
@@ -235,7 +246,9 @@ def spare_name(path: str) -> str:
         spare = os.path.join(parent, "." + os.urandom(6).hex()[:size])
         if not os.path.lexists(spare):
             return spare
-    raise FailedPrecondition(f"endpoint unix://{path}: no free name beside it; choose a longer name for the socket")
+    raise FailedPrecondition(
+        f"endpoint unix://{path}: no free name beside it; choose a longer name for the socket"
+    )
 
 
 def identity(path: str) -> tuple[int, int]:
@@ -250,6 +263,8 @@ def explained(endpoint: Endpoint, action: str) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise PermissionDenied(f"cannot {action} endpoint {endpoint}: {error}; run as root or choose another path") from error
+        raise PermissionDenied(
+            f"cannot {action} endpoint {endpoint}: {error}; run as root or choose another path"
+        ) from error
     except OSError as error:
         raise FailedPrecondition(f"cannot {action} endpoint {endpoint}: {error}") from error

@@ -1,7 +1,7 @@
-"""The standard health service (`grpc.health.v1.Health`), one status per service and one, under the empty name, for all.
+"""The standard health service: a status for each service and, under the empty name, for all.
 
-grpcio-health-checking's own servicer answers on the threads that the calls share and imports grpcio's asyncio half; its
-messages are used here, its servicer is not.
+grpcio-health-checking's own servicer answers on the threads that the calls share and imports grpcio's asyncio
+half; its messages are used here, its servicer is not.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ NAME = "grpc.health.v1.Health"
 CHECK = f"/{NAME}/Check"
 WATCH = f"/{NAME}/Watch"
 SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
-NOT_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING).SerializeToString()
-UNKNOWN = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN).SerializeToString()
+NOT_SERVING = health_pb2.HealthCheckResponse(
+    status=health_pb2.HealthCheckResponse.NOT_SERVING
+).SerializeToString()
+UNKNOWN = health_pb2.HealthCheckResponse(
+    status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+).SerializeToString()
 
 Send = Callable[[bytes | None], None]
 
 
 class Health:
-    """Says SERVING for `services` until `shut`, then NOT_SERVING; any other name is unknown. Runs on `pool`."""
+    """Says SERVING for `services` until `shut`, then NOT_SERVING; no other name is known. Runs on `pool`."""
 
     def __init__(self, services: Iterable[str], pool: Pool) -> None:
         self._services = frozenset(services) | {""}
@@ -42,7 +46,7 @@ class Health:
         return SERVING if self._serving else NOT_SERVING
 
     def watch(self, data: bytes, context: grpc.ServicerContext, send: Send) -> None:
-        """`Watch`: the status now and at each change. No thread is held meanwhile: `send` is called from any."""
+        """`Watch`: the status now and at each change. No thread waits meanwhile: any may call `send`."""
         name = service_of(data)
         if name is None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a HealthCheckRequest")

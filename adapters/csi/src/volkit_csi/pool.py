@@ -19,9 +19,10 @@ Inbox = SimpleQueue["Job | None"]
 class Pool(ThreadPoolExecutor):
     """At most `size` threads, made when a job finds none idle, ended after `idle` seconds without one.
 
-    In contrast to the base class (which grpcio demands) the threads are daemons that nobody joins: a call that hangs in
-    the kernel must not keep the process from ending. A job goes to the thread that became idle last, whose memory is
-    warm, so the others can end. And the pool can be closed, or waited for, while jobs run.
+    In contrast to the base class (which grpcio demands) the threads are daemons that nobody joins: a call
+    that hangs in the kernel must not keep the process from ending. A job goes to the thread that became idle
+    last, whose memory is warm, so the others can end. And the pool can be closed, or waited for, while jobs
+    run.
     """
 
     def __init__(self, size: int, name: str, *, idle: float = 60.0) -> None:
@@ -47,7 +48,10 @@ class Pool(ThreadPoolExecutor):
         return self._count - len(self._idle)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run `fn` as soon as a thread is free. After `close` the job is cancelled, not refused: a server thread asks."""
+        """Run `fn` as soon as a thread is free.
+
+        After `close` the job is cancelled, not refused: an exception would end grpcio's serving thread.
+        """
         future: Future[T] = Future()
         job: Job = (future, partial(fn, *args, **kwargs))
         with self._lock:
@@ -63,7 +67,7 @@ class Pool(ThreadPoolExecutor):
         return future
 
     def wait_idle(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds until no job waits or runs, or the pool is closed; True if none does."""
+        """Wait at most `timeout` seconds until no job waits or runs, or the pool is closed: is it?"""
         with self._lock:
             self._change.wait_for(lambda: self._closed or self._at_rest(), timeout)
             return self._at_rest()
@@ -102,7 +106,8 @@ class Pool(ThreadPoolExecutor):
             if self._jobs:
                 return self._jobs.popleft()
             if self._closed:
-                return self._leave()
+                self._leave()
+                return None
             self._idle.append(inbox)
             if len(self._idle) == self._count:
                 self._change.notify_all()
@@ -112,12 +117,13 @@ class Pool(ThreadPoolExecutor):
             with self._lock:
                 if inbox in self._idle:
                     self._idle.remove(inbox)
-                    return self._leave()
+                    self._leave()
+                    return None
             job = inbox.get()  # handed over just now
         if job is None:
             with self._lock:
                 self._idle.remove(inbox)
-                return self._leave()
+                self._leave()
         return job
 
     def _leave(self) -> None:

@@ -1,8 +1,8 @@
 """Messages as text for the debug log, without what nobody may read there.
 
-Masked are the fields that the CSI spec marks `csi_secret`; the mount flags, which it does not mark and which hold
-the passwords of CIFS mounts; the tokens that kubelet adds to a volume's context; and the parameters that a
-backend declares secret, in whatever map they turn up.
+Masked are the fields that the CSI spec marks `csi_secret`; the mount flags, which it does not mark and which
+hold the passwords of CIFS mounts; the tokens that kubelet adds to a volume's context; and the parameters that
+a backend declares secret, in whatever map they turn up.
 """
 
 from __future__ import annotations

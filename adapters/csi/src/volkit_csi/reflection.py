@@ -1,4 +1,4 @@
-"""The standard reflection service, by which grpcurl and the like learn the wire; loaded when somebody first asks."""
+"""The standard reflection service, by which grpcurl learns the wire; loaded when somebody first asks."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Reflection:
 @cache
 def servicer(services: tuple[str, ...]) -> ReflectionServicer:
     """grpcio-reflection's servicer; to import it costs more than to start a driver."""
-    from google.protobuf import descriptor_pb2 as descriptor_pb2  # the pool's file names itself in every answer
-    from grpc_reflection.v1alpha.reflection import ReflectionServicer
+    from google.protobuf import descriptor_pb2 as descriptor_pb2
     from grpc_health.v1 import health_pb2 as health_pb2
+    from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
     return ReflectionServicer(services)

@@ -1,7 +1,8 @@
 """The services: one row per RPC, and what is reported of the backend's capabilities. Policy is the engine's.
 
-A handler takes the bytes of a request and returns the bytes of its answer. It parses them itself, because grpcio
-answers what it cannot parse with INTERNAL before any handler runs. All tables are made once, at the start.
+A handler takes the bytes of a request and returns the bytes of its answer. It parses them itself, because
+grpcio answers what it cannot parse with INTERNAL before any handler runs. All tables are made once, at the
+start.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 import volkit
 from volkit import AccessMode, Call, Engine, Mixin, VolkitError
 from volkit_csi import answers, codec
-from volkit_csi.codes import AMBIGUOUS, code_of
+from volkit_csi.codes import code_of
 from volkit_csi.lean import csi_pb2 as pb
 from volkit_csi.redaction import Redactor
 from volkit_csi.server import Handler, ServerContext
@@ -30,6 +31,8 @@ NODE: Final = "csi.v1.Node"
 
 WAIT: Final = 2.0
 """Seconds that a call waits for another one on its volume before it is ABORTED; a sidecar repeats it soon."""
+
+_AWAY: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
 
 _log = logging.getLogger("volkit.csi")
 
@@ -325,17 +328,17 @@ def _recorder(row: Rpc, redact: Redactor) -> Callable[..., None]:
         fault: RpcError | None = None,
     ) -> None:
         if fault is not None:
-            level = logging.WARNING if fault.code in AMBIGUOUS else logging.INFO
+            level = logging.WARNING if fault.code in _AWAY else logging.INFO
         else:
             level = logging.INFO if changes else logging.DEBUG
         if not _log.isEnabledFor(level):
             return
         about = str(getattr(message, subject, ""))[:128] if message is not None and subject else ""
-        made = getattr(result, "id", "") if subject == "name" else ""
-        code, text = (fault.code.name, fault.message) if fault is not None else ("OK", "")
+        made = f" -> {result.id!r}" if subject == "name" and result is not None else ""
+        code, why = (fault.code.name, f": {fault.message}") if fault is not None else ("OK", "")
         ms = round((time.monotonic() - begun) * 1000, 2)
-        line = f"{row.method} {about!r}{f' -> {made!r}' if made else ''} {code} {ms} ms{': ' if text else ''}{text}"
-        _log.log(level, "%s", line, extra={"rpc": row.method, "about": about, "code": code, "ms": ms})
+        facts = {"rpc": row.method, "about": about, "code": code, "ms": ms}
+        _log.log(level, "%s %r%s %s %s ms%s", row.method, about, made, code, ms, why, extra=facts)
         if answer is not None and _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s answer %s", row.method, redact(answer))
 

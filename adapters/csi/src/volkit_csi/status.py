@@ -1,7 +1,7 @@
 """How a call ends: the gRPC codes that a CSI driver answers, and the error that carries one.
 
-INTERNAL, UNKNOWN and DATA_LOSS are left out on purpose. The Kubernetes provisioner takes them as final and forgets the
-volume, although the create may have gone through (external-provisioner, `checkError`).
+INTERNAL, UNKNOWN and DATA_LOSS are left out on purpose. The Kubernetes provisioner takes them as final and
+forgets the volume, although the create may have gone through (external-provisioner, `checkError`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from enum import IntEnum
 
 MAX_MESSAGE = 2000
-"""Bytes of a message that are sent. It travels percent-encoded in a header, and a gRPC client that gets more than 8 KiB
-of headers reports RESOURCE_EXHAUSTED instead of the code: final for the provisioner."""
+"""Bytes of a message that are sent. It travels percent-encoded in a header, and a gRPC client that gets more
+than 8 KiB of headers reports RESOURCE_EXHAUSTED instead of the code: final for the provisioner."""
 
 
 class Code(IntEnum):
@@ -32,7 +32,7 @@ class Code(IntEnum):
 
 
 class RpcError(Exception):
-    """Ends the call with `code` and `message`; the status has no details (CSI spec, "status.details MUST be empty")."""
+    """Ends the call with `code` and `message`; details are never sent (CSI spec: they MUST be empty)."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class RpcError(Exception):
 
 
 def header_text(message: str) -> str:
-    """`message` as it can be sent: valid UTF-8 of at most `MAX_MESSAGE` bytes, the end replaced by "..." if it is longer."""
+    """`message` as it can be sent: valid UTF-8, cut to `MAX_MESSAGE` bytes with "..." at its end."""
     data = message.encode("utf-8", "replace")
     if len(data) > MAX_MESSAGE:
         data = data[: MAX_MESSAGE - 3].decode("utf-8", "ignore").encode() + b"..."

@@ -1,24 +1,11 @@
-"""The names, the options and the limits of the loop backend."""
+"""The loop backend: its classes and its limits."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from attrs import frozen
-from volkit import AccessMode, Backend, Limits, option
-
+from volkit import AccessMode, Backend, Limits
 from volkit_loop.controller import LoopController
 from volkit_loop.node import LoopNode
-from volkit_loop.settings import LoopSettings
-
-
-@frozen
-class LoopParameters:
-    """What a user chooses for one volume."""
-
-    preallocate: bool = option(
-        default=False, help="take the volume's space when it is made, instead of when it is written"
-    )
+from volkit_loop.options import LoopParameters, LoopSettings
 
 
 class LoopBackend(Backend[LoopSettings, LoopParameters]):

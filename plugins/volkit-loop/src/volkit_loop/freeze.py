@@ -1,4 +1,4 @@
-"""Copying a volume that is in use: its file system is frozen meanwhile, so that the copy is one point in time and clean."""
+"""Copying a volume in use: its file system is frozen meanwhile, so that the copy is one moment, and clean."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _FITHAW: Final = 0xC0045878
 
 @contextmanager
 def frozen(image: str, limit: float) -> Iterator[None]:
-    """Everything written to the volume of this image file is in the file, and its mounted file system waits until the end.
+    """What was written to the volume of this image is in the file, and its file system waits until the end.
 
-    A volume that is used as a raw device is flushed; its users can go on writing. Raises FailedPrecondition at the end
-    where it took more than `limit` seconds: the file system was let go then, and what was copied is not to be used.
+    A volume that is used as a raw device is flushed; its users can go on writing. Raises FailedPrecondition
+    at the end where it took more than `limit` seconds: the file system was let go then, and what was copied
+    is not to be used.
     """
     with ExitStack() as stack:
         for device in loop.find(image):
@@ -48,11 +49,13 @@ def thaw(image: str) -> None:
 
 
 def _mount_points(device: str) -> list[str]:
-    """Where the file system on the device is mounted, once. btrfs is mounted under a device number of its own."""
+    """One place where the device is mounted, if any. btrfs is mounted under a device number of its own."""
     rdev = os.stat(device).st_rdev
     number = (os.major(rdev), os.minor(rdev))
-    found = [one for one in mounts.mounts() if one.device == number or (one.fs_type == "btrfs" and one.source == device)]
-    return [one.mount_point for one in found[:1]]
+    for one in mounts.mounts():
+        if one.device == number or (one.fs_type == "btrfs" and one.source == device):
+            return [one.mount_point]
+    return []
 
 
 @contextmanager
@@ -77,8 +80,8 @@ def _frozen(mount_point: str, limit: float) -> Iterator[None]:
             in_time = _thaw(descriptor)
         if not in_time:
             raise FailedPrecondition(
-                f"copying took longer than the {limit:g} s that the file system at {mount_point} may be frozen "
-                "(freezeLimit): unmount the volume first, or put the pool on xfs or btrfs, where a copy takes no time"
+                f"copying took longer than the {limit:g} s that {mount_point} may be frozen (freezeLimit): "
+                "unmount the volume first, or put the pool on xfs or btrfs, where a copy takes no time"
             )
     finally:
         os.close(descriptor)

@@ -1,9 +1,10 @@
-"""How much of the pool is free and how much of that is promised: one small file, kept by all processes of a pool together.
+"""How much of the pool is free and how much of that is promised, in a small file of all processes together.
 
-`free` and `claims` are true when the images are counted (one stat each); from then on both are moved by what the pool itself
-makes and removes. `min(free now, free) - claims` is then never more than there really is: what volumes write is still
-among the claims, and what they discard is not taken for a gain. Where it is too little, the images are counted anew,
-so that nothing is refused that would fit, and a create costs the same in a pool of ten volumes and of a million.
+`free` and `claims` are true when the images are counted, one stat each; from then on both are moved by what
+the pool itself makes and removes. `min(free now, free) - claims` is then never more than there really is:
+what volumes write is still among the claims, and what they discard is not taken for a gain. Where it is too
+little, the images are counted anew, so that nothing is refused that would fit, and a create costs the same
+among ten images and a million.
 
 The file is not synced: it is believed only in the boot that it was written in.
 """
@@ -18,15 +19,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from attrs import define
+
 from volkit import ResourceExhausted, format_size
 from volkit.host import files
 
 
 @define
 class Balance:
-    """Bytes: `claims` may still be taken by images, of what was `free` when they were counted (at `counted`, Unix time).
+    """Bytes: images may still take `claims` of what was `free` when they were `counted` (Unix time).
 
-    `reserved` is what was added to the claims since the ledger was opened, and is taken back when that fails.
+    `reserved` was added to the claims since the ledger was opened, and is taken back when the rest fails.
     """
 
     claims: int
@@ -36,7 +38,7 @@ class Balance:
 
 
 class Ledger:
-    """`overcommit` bytes are promised for each free one; `count` sums up what the images there are may still claim."""
+    """`overcommit` bytes are promised for each free one; `count` sums up what all images may still take."""
 
     def __init__(self, path: str, overcommit: float, count: Callable[[], int]) -> None:
         self._path = path
@@ -80,8 +82,8 @@ class Ledger:
         """Adds `size` bytes to the claims. Raises ResourceExhausted where they do not fit."""
         if size > self.available(balance) and size > (left := self.available(balance, max_age=0)):
             raise ResourceExhausted(
-                f"{format_size(size)} do not fit into the pool {self._pool}: {left} bytes can still be promised, "
-                f"{balance.free} are free and {balance.claims} of them are promised already"
+                f"{format_size(size)} do not fit into the pool {self._pool}: {balance.free} bytes are free, "
+                f"{balance.claims} are promised already, {left} are left"
             )
         balance.claims += size
         balance.reserved += size

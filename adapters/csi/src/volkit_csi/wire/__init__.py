@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 SECRET_FIELD = "secrets"
-"""The name of every field that csi.proto marks as csi_secret; no other field has it. Mount flags may hold secrets, too."""
+"""The name of every field that csi.proto marks csi_secret, and of no other. Mount flags may hold secrets."""

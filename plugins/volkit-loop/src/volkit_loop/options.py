@@ -1,4 +1,4 @@
-"""What the operator sets, and the place where a pool's volumes can be used."""
+"""What the operator sets, what a user chooses, and the place where a pool's volumes can be used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from attrs import frozen
+
 from volkit import Topology, option
 
 NODE: Final = "volkit.io/node"
@@ -16,7 +17,7 @@ NODE: Final = "volkit.io/node"
 class LoopSettings:
     """`-o pool=DIR` and the rest."""
 
-    pool: Path = option(help="directory of the image files, on ext4, xfs, btrfs or tmpfs")
+    pool: Path = option(help="directory of the images, on ext4, xfs, btrfs or tmpfs")  # noqa: RUF009
     overcommit: float = option(
         default=1.0, at_least=1, at_most=1000, help="bytes promised to volumes for each byte that is free"
     )
@@ -28,10 +29,19 @@ class LoopSettings:
     )
 
 
+@frozen
+class LoopParameters:
+    """What a user chooses for one volume."""
+
+    preallocate: bool = option(
+        default=False, help="take the volume's space when it is made, instead of when it is written"
+    )
+
+
 def topology(node_id: str) -> tuple[Topology, ...]:
     """The one place a pool's volumes can be used from; none where the node has no name.
 
-    A segment's value has at most 63 characters (CSI spec, Topology): of a longer name the end becomes its hash.
+    A segment's value has at most 63 characters (CSI spec, Topology): a longer name ends in its hash.
     """
     if not node_id:
         return ()

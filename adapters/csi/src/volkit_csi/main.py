@@ -1,0 +1,235 @@
+"""`volkit-csi`: the process that serves a backend, and how a vendor makes a driver of its own out of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import volkit
+from volkit import Backend, FailedPrecondition, InvalidArgument, NotFound, VolkitError
+
+if TYPE_CHECKING:
+    from volkit import Engine
+    from volkit.launch import Parser
+    from volkit_csi.server import Server
+
+ENDPOINT: Final = "unix:///run/volkit/csi.sock"
+VARIABLES: Final = {"endpoint": "CSI_ENDPOINT"}
+"""What is asked for in the environment after `VOLKIT_…` (CSI spec, "Architecture": the CO sets
+CSI_ENDPOINT).
+"""
+
+_NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9.-]{0,61}[A-Za-z])?", re.ASCII)
+
+
+def driver(
+    *,
+    backend: str | type[Backend[Any, Any]] = "",
+    name: str = "",
+    version: str = "",
+    prog: str = "volkit-csi",
+) -> Callable[[], int]:
+    """The main function of a driver whose backend (its name or class), own name and version are fixed.
+
+    ```python
+    # acme/csi.py, with `acme-csi = "acme.csi:main"` under [project.scripts]
+    main = volkit_csi.driver(backend="acme", name="csi.acme.com", version="1.2", prog="acme-csi")
+    ```
+    """
+
+    def main() -> int:
+        return run(backend=backend, name=name, version=version, prog=prog)
+
+    return main
+
+
+def main() -> int:
+    """The console script `volkit-csi`."""
+    return run()
+
+
+def run(
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    backend: str | type[Backend[Any, Any]] = "",
+    name: str = "",
+    version: str = "",
+    prog: str = "volkit-csi",
+) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 could not serve, 2 bad arguments."""
+    try:
+        left = _serve(argv, environ, backend, name, version, prog)
+    except VolkitError as error:
+        print(f"{prog}: {error.message}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidArgument | NotFound) else 1
+    if left:  # their threads are stuck, perhaps in the kernel: nobody waits for them
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
+
+
+def _serve(
+    argv: Sequence[str] | None,
+    environ: Mapping[str, str],
+    backend: str | type[Backend[Any, Any]],
+    name: str,
+    version: str,
+    prog: str,
+) -> int:
+    """Returns how many calls still run."""
+    if isinstance(backend, str):
+        fixed = volkit.load_backend(backend) if backend else None
+    else:
+        fixed = backend
+    args = make_parser(prog, fixed, name).parse(argv, environ, variables=VARIABLES)
+    volkit.launch.configure_logging(args.log_level, args.log_format)
+    engine = volkit.launch.open_engine(args, fixed)
+    left = 0
+    try:
+        left = make_server(engine, args, version).run()
+    finally:
+        if not left:
+            engine.close()
+    return left
+
+
+def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name: str = "") -> Parser:
+    """The flags of the driver, fewer where backend and name are fixed."""
+    parser = volkit.launch.Parser(prog=prog, description="Serves a volkit backend as a CSI driver.")
+    volkit.launch.add_arguments(parser, backend)
+    parser.add_argument(
+        "--endpoint", default=ENDPOINT, metavar="URL", help=f"the socket to serve on (default: {ENDPOINT})"
+    )
+    parser.add_argument(
+        "--socket-mode",
+        type=_mode,
+        default=0o660,
+        metavar="MODE",
+        help="its permissions, octal (default: 0660)",
+    )
+    parser.add_argument(
+        "--socket-owner",
+        default="",
+        metavar="USER[:GROUP]",
+        help="whom it belongs to (default: this process)",
+    )
+    parser.add_argument(
+        "--driver-name",
+        type=_name,
+        default=name,
+        metavar="NAME",
+        help=f"what the driver is called (default: {name or 'BACKEND.csi.volkit.io'})",
+    )
+    parser.add_argument(
+        "--topology",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="whether the nodes report where volumes can be used (default: ask this node)",
+    )
+    parser.add_argument(
+        "--threads", type=_count, default=32, metavar="N", help="calls that run at once (default: 32)"
+    )
+    parser.add_argument(
+        "--grace",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long SIGTERM waits for running calls (default: 30)",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {volkit.__version__}")
+    return parser
+
+
+def make_server(engine: Engine, args: Namespace, version: str = "") -> Server:
+    """A server for the engine that is not started yet. Raises InvalidArgument, FailedPrecondition."""
+    from volkit_csi.endpoint import Endpoint
+    from volkit_csi.server import Options, Server
+    from volkit_csi.services import Plugin, handlers
+
+    backend = engine.backend
+    owner, _, group = args.socket_owner.partition(":")
+    endpoint = Endpoint.parse(args.endpoint, mode=args.socket_mode, owner=owner, group=group)
+    plugin = Plugin(
+        name=args.driver_name or f"{backend.name}.csi.volkit.io",
+        version=version or backend_version(backend),
+        manifest={"backend": backend.name, "volkit": volkit.__version__},
+    )
+    services = handlers(engine, plugin, constrained=is_constrained(engine, args.topology))
+    return Server(services, endpoint, Options(threads=args.threads, grace=args.grace))
+
+
+def is_constrained(engine: Engine, topology: str = "auto") -> bool:
+    """Do nodes report where they are, so that the provisioner has to place volumes?
+
+    All instances of a plugin must say the same, or volumes end up where their pods cannot go; a controller
+    apart from its nodes cannot see what they report, and is not left to guess. Raises FailedPrecondition.
+    """
+    if topology != "auto":
+        return topology == "on"
+    if engine.node is not None:
+        return engine.run("node_info", volkit.NodeInfoRequest()).topology is not None
+    node = engine.backend.node
+    if node is None or node.info is volkit.Node.info:
+        return False
+    raise FailedPrecondition(
+        f"the nodes of backend {engine.backend.name!r} may report a topology, and a controller apart from them "
+        "cannot see it: give --topology on where they do, else --topology off"
+    )
+
+
+def backend_version(backend: type[Backend[Any, Any]]) -> str:
+    """The version of the distribution that brings the backend; volkit's own for one without a
+    distribution.
+    """
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="volkit.backends", name=backend.name):
+        if point.dist is not None:
+            return point.dist.version
+    return volkit.__version__
+
+
+def _mode(text: str) -> int:
+    try:
+        mode = int(text.removeprefix("0o"), 8)
+    except ValueError:
+        mode = 0
+    if not 0 < mode <= 0o777:
+        raise ArgumentTypeError(f"{text!r} is not a mode: write octal permissions such as 0660")
+    return mode
+
+
+def _name(text: str) -> str:
+    if text and not _NAME.fullmatch(
+        text
+    ):  # CSI spec, GetPluginInfoResponse.name; csi-sanity wants letters at both ends
+        raise ArgumentTypeError(
+            f"{text!r} is not a driver name: write a domain name such as csi.acme.com, 63 characters at most, "
+            "a letter first and last"
+        )
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 1024:
+        raise ArgumentTypeError(f"{text!r} is not a number from 1 to 1024")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 3600")
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

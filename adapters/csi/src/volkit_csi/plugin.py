@@ -1,0 +1,43 @@
+"""What the entry point `csi` of the group `volkit.adapters` names: the adapter, and its commands `call` and `demo`.
+
+It is imported by every `volkit` command, so it imports nothing of the adapter before a command runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from volkit import Adapter, hookimpl
+
+if TYPE_CHECKING:
+    import argparse
+
+
+@hookimpl
+def volkit_adapter() -> Adapter:
+    """The CSI adapter."""
+    return Adapter(name="csi", summary="Container Storage Interface, over gRPC", add_commands=add_commands)
+
+
+def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add `volkit call` and `volkit demo`."""
+    # With another prefix character every word after `call` is a plain word, which call.main reads by itself.
+    call = commands.add_parser("call", help="call an RPC of a CSI driver", prefix_chars="\0", add_help=False)
+    call.add_argument("words", nargs="...")
+    call.set_defaults(run=_call)
+    demo = commands.add_parser("demo", help="take a volume from create to delete, by a CSI driver of its own")
+    demo.add_argument("--json", action="store_true", help="the steps as JSON")
+    demo.add_argument("--keep", action="store_true", help="leave the driver's log and records, and say where")
+    demo.set_defaults(run=_demo)
+
+
+def _call(args: argparse.Namespace) -> int:
+    from volkit_csi.call import main
+
+    return main(args.words)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from volkit_csi.demo import main
+
+    return main(as_json=args.json, keep=args.keep)

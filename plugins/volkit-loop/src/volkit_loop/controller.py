@@ -1,0 +1,175 @@
+"""What the controller is asked, told to the pool."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from volkit import (
+    AlreadyExists,
+    BlockVolume,
+    Clones,
+    CloneSource,
+    Controller,
+    Expands,
+    InUse,
+    InvalidArgument,
+    Lists,
+    ListsSnapshots,
+    OutOfRange,
+    Page,
+    ReportsCapacity,
+    ResourceExhausted,
+    Snapshot,
+    Snapshots,
+    SnapshotSource,
+    Source,
+    TakesIds,
+    Topology,
+    TopologyRequirement,
+    Volume,
+    make_token,
+    read_token,
+    requests,
+)
+from volkit.host import loop, mounts
+from volkit_loop.options import LoopParameters, LoopSettings, topology
+from volkit_loop.pool import SNAPSHOTS, VOLUMES, Image, Pool
+
+T = TypeVar("T")
+
+
+class LoopController(
+    Controller[LoopSettings, LoopParameters],
+    TakesIds,
+    Lists,
+    Expands,
+    Snapshots,
+    ListsSnapshots,
+    Clones,
+    ReportsCapacity,
+):
+    """Makes image files in the pool of the node it runs on."""
+
+    def __init__(self, settings: LoopSettings, node_id: str = "") -> None:
+        super().__init__(settings, node_id)
+        self.pool = Pool(settings.pool, overcommit=settings.overcommit, freeze_limit=settings.freeze_limit)
+        self.topology = topology(node_id)
+
+    def create_volume(self, request: requests.CreateVolumeRequest[LoopParameters]) -> Volume:
+        self._require_here(request.topology)
+        source = self._source(request.source)
+        if source and request.size < source.size:
+            raise OutOfRange(f"{request.size} bytes are less than the {source.size} of {source.id}")
+        id_, thick = request.volume_id, request.parameters.preallocate
+        try:
+            image = self.pool.create(VOLUMES, id_, request.size, preallocate=thick, source=source)
+        except AlreadyExists:  # another process was faster
+            image = self.pool.get(VOLUMES, id_)
+            if (image.size, _source(image)) != (request.size, request.source):
+                raise
+        return self._volume(image)
+
+    def delete_volume(self, request: requests.DeleteVolumeRequest) -> None:
+        image = self.pool.get(VOLUMES, request.volume_id)
+        for device in loop.find(image.path):
+            if bound := [one.mount_point for one in mounts.mounts() if _is_node(one, device)]:
+                raise InUse(f"volume {image.id} is in use as {device} at {bound[0]}: unpublish it first")
+            loop.detach(device, expect={"backing_inode": image.inode})
+        self.pool.remove(image)
+
+    def get_volume(self, request: requests.GetVolumeRequest) -> Volume:
+        return self._volume(self.pool.get(VOLUMES, request.volume_id))
+
+    def list_volumes(self, request: requests.ListRequest) -> Page[Volume]:
+        return self._page(VOLUMES, request, self._volume)
+
+    def expand_volume(self, request: requests.ExpandVolumeRequest) -> requests.ExpandVolumeResult:
+        image = self.pool.get(VOLUMES, request.volume_id)
+        if request.size > image.size:
+            self.pool.grow(image, request.size)
+        return requests.ExpandVolumeResult(capacity=max(request.size, image.size))
+
+    def create_snapshot(self, request: requests.CreateSnapshotRequest) -> Snapshot:
+        if request.parameters:
+            raise InvalidArgument(f"unknown parameter {min(request.parameters)!r}: a snapshot takes none")
+        source = self.pool.get(VOLUMES, request.source_volume_id)
+        try:
+            return _snapshot(self.pool.create(SNAPSHOTS, request.snapshot_id, source.size, source=source))
+        except AlreadyExists:
+            snapshot = _snapshot(self.pool.get(SNAPSHOTS, request.snapshot_id))
+            if snapshot.source_volume_id != source.id:
+                raise
+            return snapshot
+
+    def delete_snapshot(self, request: requests.DeleteSnapshotRequest) -> None:
+        self.pool.remove(self.pool.get(SNAPSHOTS, request.snapshot_id))
+
+    def get_snapshot(self, request: requests.GetSnapshotRequest) -> Snapshot:
+        return _snapshot(self.pool.get(SNAPSHOTS, request.snapshot_id))
+
+    def list_snapshots(self, request: requests.ListSnapshotsRequest) -> Page[Snapshot]:
+        parent = f"{VOLUMES}/{request.source_volume_id}" if request.source_volume_id else ""
+        return self._page(SNAPSHOTS, request, _snapshot, parent)
+
+    def get_capacity(self, request: requests.CapacityRequest[LoopParameters]) -> requests.CapacityResult:
+        if request.topology and not self._is_here(request.topology):
+            return requests.CapacityResult(available=0)
+        available = self.pool.available(preallocate=request.parameters.preallocate)
+        return requests.CapacityResult(available=available, maximum_volume_size=available)
+
+    def _page(
+        self, kind: str, request: requests.ListRequest, entry: Callable[[Image], T], parent: str = ""
+    ) -> Page[T]:
+        """One page; its token is its last id, so that no image that stays is listed twice or left out."""
+        found: list[Image] = []
+        for image in self.pool.after(kind, read_token(request.token) if request.token else ""):
+            if parent and image.record.parent != parent:
+                continue
+            if request.limit and len(found) == request.limit:
+                return Page(entries=map(entry, found), next_token=make_token(found[-1].id))
+            found.append(image)
+        return Page(entries=map(entry, found))
+
+    def _volume(self, image: Image) -> Volume:
+        return BlockVolume(id=image.id, capacity=image.size, topology=self.topology, source=_source(image))
+
+    def _source(self, source: Source | None) -> Image | None:
+        if isinstance(source, SnapshotSource):
+            return self.pool.get(SNAPSHOTS, source.snapshot_id)
+        return self.pool.get(VOLUMES, source.volume_id) if source else None
+
+    def _is_here(self, place: Topology) -> bool:
+        """Whether this node is in `place`; without a name it is everywhere."""
+        return not self.topology or place.within(self.topology[0])
+
+    def _require_here(self, topology: TopologyRequirement | None) -> None:
+        places = topology.requisite or topology.preferred if topology else ()
+        if places and not any(map(self._is_here, places)):
+            raise ResourceExhausted(
+                f"the pool {self.settings.pool} is on node {self.node_id!r}, and the volume is wanted on "
+                f"{', '.join(str(dict(place.segments)) for place in places[:3])}"
+            )
+
+
+def _source(image: Image) -> Source | None:
+    kind, _, id_ = image.record.parent.partition("/")
+    if not kind:
+        return None
+    return SnapshotSource(id_) if kind == SNAPSHOTS else CloneSource(id_)
+
+
+def _snapshot(image: Image) -> Snapshot:
+    return Snapshot(
+        id=image.id,
+        source_volume_id=image.record.parent.partition("/")[2],
+        created_at=datetime.fromtimestamp(image.record.created, UTC),
+        size=image.size,
+    )
+
+
+def _is_node(mount: mounts.Mount, device: str) -> bool:
+    """A bind mount of the device's node, as of a raw block volume, which the kernel counts as no use."""
+    return mount.root == f"/{os.path.basename(device)}" and mount.fs_type in ("devtmpfs", "tmpfs")

@@ -431,6 +431,7 @@ def test_a_full_disk_is_unavailable_and_recovers(tmp_path: Path) -> None:
     try:
         with closing(SqliteJournal(f"{place}/journal.db")) as journal:
             journal.write(Put("before", {}))
+            (place / "filler").write_bytes(b"x" * 200_000)
             written = []
             with pytest.raises(Unavailable, match="cannot be written"):
                 for number in range(1000):
@@ -438,13 +439,13 @@ def test_a_full_disk_is_unavailable_and_recovers(tmp_path: Path) -> None:
                     written.append(f"n/{number:03}")
             assert keys(journal, "n/") == written
             assert keys(journal, "b") == ["before"]
-            mounts.mount("none", str(place), "tmpfs", ["remount", "size=4m"])
+            (place / "filler").unlink()
             journal.write(Put("n/after", {}))
             assert keys(journal, "n/") == [*written, "n/after"]
         with closing(SqliteJournal(f"{place}/journal.db")) as journal:
             assert keys(journal, "n/") == [*written, "n/after"]
     finally:
-        mounts.unmount(str(place))
+        mounts.unmount(str(place), lazy=True)
 
 
 @pytest.mark.root
@@ -456,7 +457,7 @@ def test_no_room_for_a_new_journal_is_unavailable(tmp_path: Path) -> None:
         with pytest.raises(Unavailable):
             SqliteJournal(f"{place}/journal.db")
     finally:
-        mounts.unmount(str(place))
+        mounts.unmount(str(place), lazy=True)
 
 
 def test_somebody_elses_lock_is_unavailable(sqlite: SqliteJournal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from volkit.errors import Aborted
+from volkit.errors import Aborted, Unavailable
 
 _FLOCK = "hhqqi"  # struct flock: type, whence, start, len, pid; native alignment
 _POLL_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
@@ -49,8 +49,9 @@ class Locks:
     def hold(self, *keys: str, wait: float) -> Iterator[None]:
         """Hold all of `keys`, taken in the order given, waiting up to `wait` seconds in all.
 
-        Everybody names keys in the same order (a name before an id, a volume before a target), so that nobody
-        waits in a ring. Raises Aborted where somebody else holds one of them for longer.
+        Everybody names keys in the same order (a name before an id, a target before its volume), so that
+        nobody waits in a ring; a lock is never held twice by one thread. Raises Aborted where somebody else
+        holds one of them for longer, Unavailable where the lock file cannot be used.
         """
         deadline = time.monotonic() + wait
         held: list[tuple[str, _Turn, int]] = []
@@ -66,7 +67,8 @@ class Locks:
         with self._guard:
             turn = self._turns.setdefault(key, _Turn())
             turn.users += 1
-        if not turn.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        if not turn.lock.acquire(timeout=left):
             self._leave(key, turn)
             raise _busy(key)
         fd = -1
@@ -101,7 +103,10 @@ def _lock_byte(path: Path, key: str, deadline: float) -> int:
     """A new open file description of `path` that holds the byte of `key`."""
     start = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 2
     wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unavailable(f"the lock file {path} cannot be opened ({error.strerror})") from error
     try:
         for attempt in range(1 << 30):
             with suppress(BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the file system likes

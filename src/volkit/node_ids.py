@@ -19,7 +19,7 @@ def encode_node_id(name: str, facts: Mapping[str, str]) -> str:
     """
     if "?" in name:
         raise InvalidArgument(f"node id {name!r} must not contain '?'")
-    text = f"{name}?{urlencode(sorted(facts.items()), safe=':/')}" if facts else name
+    text = _joined(name, facts)
     if len(text.encode()) > MAX_BYTES:
         raise FailedPrecondition(
             f"node id {name!r} and its facts ({', '.join(sorted(facts))}) take more than {MAX_BYTES} bytes"
@@ -30,4 +30,9 @@ def encode_node_id(name: str, facts: Mapping[str, str]) -> str:
 def decode_node_id(text: str) -> tuple[str, dict[str, str]]:
     """(name, facts) of what `encode_node_id` made; any other text is a name without facts."""
     name, _, query = text.partition("?")
-    return name, dict(parse_qsl(query))
+    facts = dict(parse_qsl(query, keep_blank_values=True))
+    return (name, facts) if facts and _joined(name, facts) == text else (text, {})
+
+
+def _joined(name: str, facts: Mapping[str, str]) -> str:
+    return f"{name}?{urlencode(sorted(facts.items()), safe=':/')}" if facts else name

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import volkit
-from volkit import AccessMode, AccessType, Capability, CapacityRange, CloneSource, InvalidArgument, SnapshotSource
+from volkit import (
+    AccessMode,
+    AccessType,
+    Capability,
+    CapacityRange,
+    CloneSource,
+    InvalidArgument,
+    SnapshotSource,
+)
 from volkit_csi import answers, codec
 from volkit_csi.lean import csi_pb2 as pb
 from volkit_csi.services import CONTROLLER_RPCS, NODE_RPCS, Rpc
@@ -41,7 +49,7 @@ VOLUMES = st.builds(
     topology=st.lists(TOPOLOGIES, max_size=3).map(tuple),
     source=SOURCES,
 )
-MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 30), timezones=st.just(UTC))
+MOMENTS = st.integers(0, 8 * 10**9 * 10**6).map(lambda us: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(0, 0, us))
 SNAPSHOTS = st.builds(
     volkit.Snapshot,
     id=TEXT,
@@ -55,7 +63,8 @@ SNAPSHOTS = st.builds(
 def wire_capability(capability: Capability) -> pb.VolumeCapability:
     """The other direction, by the names of the wire."""
     message = pb.VolumeCapability()
-    message.access_mode.mode = pb.VolumeCapability.AccessMode.Mode.Value(capability.access_mode.name)
+    mode: Any = pb.VolumeCapability.AccessMode.Mode.Value(capability.access_mode.name)
+    message.access_mode.mode = mode
     if capability.block:
         message.block.SetInParent()
     else:
@@ -91,7 +100,9 @@ def test_capability(capability: Capability) -> None:
     limit=INT64,
     capabilities=st.lists(CAPABILITIES, max_size=3),
     source=SOURCES,
-    places=st.one_of(st.none(), st.tuples(st.lists(TOPOLOGIES, max_size=2), st.lists(TOPOLOGIES, max_size=2))),
+    places=st.one_of(
+        st.none(), st.tuples(st.lists(TOPOLOGIES, max_size=2), st.lists(TOPOLOGIES, max_size=2))
+    ),
     secrets=MAP,
 )
 def test_create_volume(
@@ -265,7 +276,7 @@ def test_both_access_types_cannot_be_sent() -> None:
 
 def test_a_source_without_a_kind() -> None:
     request = pb.CreateVolumeRequest(name="a", volume_content_source={})
-    with pytest.raises(InvalidArgument, match="volume_content_source.type is required"):
+    with pytest.raises(InvalidArgument, match="volume_content_source"):
         codec.create_volume(sent(request))
 
 
@@ -336,7 +347,9 @@ def test_strings_are_measured_in_bytes(letter: str) -> None:
     mount = {"fs_type": fits + letter}
     refused(codec.read_capability, pb.VolumeCapability(mount=mount, access_mode={"mode": 1}), ".*fs_type has")
     mount = {"volume_mount_group": fits + letter}
-    refused(codec.read_capability, pb.VolumeCapability(mount=mount, access_mode={"mode": 1}), ".*mount_group has")
+    refused(
+        codec.read_capability, pb.VolumeCapability(mount=mount, access_mode={"mode": 1}), ".*mount_group has"
+    )
 
 
 def test_node_ids_have_256_bytes() -> None:
@@ -346,7 +359,9 @@ def test_node_ids_have_256_bytes() -> None:
     assert codec.controller_unpublish(pb.ControllerUnpublishVolumeRequest(node_id=fits)).node_id == fits
     publish.node_id += "n"
     refused(codec.controller_publish, publish, "node_id has 257 bytes")
-    refused(codec.controller_unpublish, pb.ControllerUnpublishVolumeRequest(node_id=fits + "n"), "node_id has")
+    refused(
+        codec.controller_unpublish, pb.ControllerUnpublishVolumeRequest(node_id=fits + "n"), "node_id has"
+    )
 
 
 @pytest.mark.parametrize("field", ["target_path", "staging_target_path", "volume_path"])
@@ -373,7 +388,9 @@ MAPS = [
     (row, field.name)
     for row in (*CONTROLLER_RPCS, *NODE_RPCS)
     for field in row.request.DESCRIPTOR.fields
-    if field.message_type is not None and field.message_type.GetOptions().map_entry and field.name != "secrets"
+    if field.message_type is not None
+    and field.message_type.GetOptions().map_entry
+    and field.name != "secrets"
 ]
 
 
@@ -425,7 +442,9 @@ def test_mount_flags_have_4_kib_and_are_not_repeated() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("row", [row for row in CONTROLLER_RPCS if row.method.startswith("List")], ids=lambda row: row.method)
+@pytest.mark.parametrize(
+    "row", [row for row in CONTROLLER_RPCS if row.method.startswith("List")], ids=lambda row: row.method
+)
 def test_a_negative_number_of_entries(row: Rpc) -> None:
     refused(row.read, row.request(max_entries=-1), "max_entries is -1")
 
@@ -436,7 +455,9 @@ def test_every_size_reaches_the_engine(required: int, limit: int) -> None:
     expected = CapacityRange(required=required, limit=limit)
     expand = pb.ControllerExpandVolumeRequest(capacity_range=sizes)
     assert codec.controller_expand(sent(expand)).capacity_range == expected
-    assert codec.node_expand(sent(pb.NodeExpandVolumeRequest(capacity_range=sizes))).capacity_range == expected
+    assert (
+        codec.node_expand(sent(pb.NodeExpandVolumeRequest(capacity_range=sizes))).capacity_range == expected
+    )
 
 
 # -- answers -------------------------------------------------------------------------------------------------
@@ -499,13 +520,17 @@ def test_node_info() -> None:
 @given(st.lists(st.tuples(VOLUMES, st.lists(TEXT, max_size=2)), max_size=3), TEXT)
 def test_a_page_of_volumes(volumes: list[tuple[volkit.Volume, list[str]]], token: str) -> None:
     entries = [
-        volkit.VolumeEntry(volume=one, published_node_ids=tuple(nodes), health=volkit.VolumeHealth(message="ok"))
+        volkit.VolumeEntry(
+            volume=one, published_node_ids=tuple(nodes), health=volkit.VolumeHealth(message="ok")
+        )
         for one, nodes in volumes
     ]
     page = sent(answers.list_volumes(None, volkit.Page(entries=tuple(entries), next_token=token)))
     assert page.next_token == token
     assert [entry.volume for entry in page.entries] == [answers.write_volume(one) for one, _ in volumes]
-    assert [list(entry.status.published_node_ids) for entry in page.entries] == [nodes for _, nodes in volumes]
+    assert [list(entry.status.published_node_ids) for entry in page.entries] == [
+        nodes for _, nodes in volumes
+    ]
     assert all(entry.status.volume_condition.message == "ok" for entry in page.entries)
 
 
@@ -514,4 +539,8 @@ def test_health_that_nobody_tells_is_not_reported() -> None:
     answer = answers.get_volume(None, entry)
     assert answer.HasField("status")
     assert not answer.status.HasField("volume_condition")
-    assert not answers.list_volumes(None, volkit.Page(entries=(entry,))).entries[0].status.HasField("volume_condition")
+    assert (
+        not answers.list_volumes(None, volkit.Page(entries=(entry,)))
+        .entries[0]
+        .status.HasField("volume_condition")
+    )

@@ -1,4 +1,6 @@
-"""Every error of volkit's has a code, subclasses have their parent's, and none is ever INTERNAL or UNKNOWN."""
+"""Every error of volkit's has a code, subclasses have their parent's, and none is ever INTERNAL or
+UNKNOWN.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def test_exceptions_name_operations_and_errors_that_exist() -> None:
 
 
 def test_no_code_is_one_that_the_provisioner_takes_as_final_by_mistake() -> None:
-    assert not {"INTERNAL", "UNKNOWN", "DATA_LOSS"} & {code.name for code in (*CODES.values(), *EXCEPTIONS.values())}
+    assert not {"INTERNAL", "UNKNOWN", "DATA_LOSS"} & {
+        code.name for code in (*CODES.values(), *EXCEPTIONS.values())
+    }
 
 
 def test_another_exception_is_refused() -> None:

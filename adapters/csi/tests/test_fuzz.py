@@ -1,4 +1,6 @@
-"""Bytes and messages of every sort against every RPC: a code that means something, and a driver that still answers."""
+"""Bytes and messages of every sort against every RPC: a code that means something, and a driver that still
+answers.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ class Site:
         """Values for fields, by the field's name, then by its type."""
         odd = ["", "x", "../../etc/passwd", "a/b", "a\nb", "\x01", "é" * 100, "x" * 5000, "\N{GRINNING FACE}"]
         ids = [*odd, self.volume_id, self.volume_id, self.volume_id, "gone", "vol-99999999", "snap-00000001"]
-        bait = [str(self.bait / name) for name in ("file", "full", "link", "dangling", "link/x", "file/x", "no/x")]
+        bait = [
+            str(self.bait / name) for name in ("file", "full", "link", "dangling", "link/x", "file/x", "no/x")
+        ]
         paths = [
             *("", "/", "relative/path", "\x01", str(self.bait / ".." / "x"), f"{self.bait}/{'p' * 4100}"),
             *bait,
@@ -106,7 +110,7 @@ class Site:
             "node_id": [*odd, "n1", "n1?port=fc%3A1", "n1?port", "?"],
             "starting_token": [*odd, "after:", "after:vol-00000001"],
             "fs_type": [*odd, "ext4", "xfs", "ntfs"],
-            "mount_flags": ["", "ro", "noatime", f"password={SECRET}", "x,y", "bogus", "\0", "context=\"a,b\""],
+            "mount_flags": ["", "ro", "noatime", f"password={SECRET}", "x,y", "bogus", "\0", 'context="a,b"'],
             "volume_mount_group": ["", "0", "1000", "-1", "wheel"],
             "string": [*odd, "there", "other"],
             "int": [0, 0, 1, -1, 4096, 1 << 20, 1 << 40, 2**63 - 1, -(2**63)],
@@ -126,7 +130,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
         assert pb.ProbeResponse.FromString(made.ask(pb.ProbeRequest())).ready.value
         after = tree(made.bait)
         assert {path: after.get(path) for path in before} == before, "what was there is changed"
-        left = {str(made.bait / "no"), str(made.bait / "no" / "x")}  # a staging path and its parents are the CO's
+        left = {
+            str(made.bait / "no"),
+            str(made.bait / "no" / "x"),
+        }  # a staging path and its parents are the CO's
         assert after.keys() - before.keys() <= left
     finally:
         made.engine.close()
@@ -150,7 +157,9 @@ def fill(message: Any, pools: Mapping[str, list[Any]], dice: random.Random, dept
             continue
         value = getattr(message, field.name)
         if field.message_type is None:
-            chosen = [choose(field, pools, dice) for _ in range(dice.randrange(3) if field.is_repeated else 1)]
+            chosen = [
+                choose(field, pools, dice) for _ in range(dice.randrange(3) if field.is_repeated else 1)
+            ]
             if field.is_repeated:
                 value.extend(chosen)
             else:
@@ -220,10 +229,15 @@ def request_of(method: str) -> Any:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.rpartition("/")[2])
 def test_random_bytes(method: str, site: Site) -> None:
     dice = random.Random(method)
-    pools = {**site.pools(), "volume_id": ["gone"], "name": [""]}  # nothing to come of a byte that was changed
+    pools = {
+        **site.pools(),
+        "volume_id": ["gone"],
+        "name": [""],
+    }  # nothing to come of a byte that was changed
     messages = [fill(request_of(method)(), pools, dice).SerializeToString() for _ in range(100)]
     codes = Counter(
-        check(site, site.directly, method, random_bytes(dice, dice.choice(messages))) for _ in range(BYTES_PER_RPC)
+        check(site, site.directly, method, random_bytes(dice, dice.choice(messages)))
+        for _ in range(BYTES_PER_RPC)
     )
     assert codes.total() == BYTES_PER_RPC
     assert codes[Code.INVALID_ARGUMENT] > BYTES_PER_RPC / 20
@@ -237,7 +251,9 @@ def test_random_messages(site: Site) -> None:
         method = METHODS[count % len(METHODS)]
         data = fill(request_of(method)(), pools, dice).SerializeToString()
         codes[method][check(site, site.directly, method, data)] += 1
-    silent = [method for method in METHODS if method.split("/")[1] != "csi.v1.Identity" and len(codes[method]) < 2]
+    silent = [
+        method for method in METHODS if method.split("/")[1] != "csi.v1.Identity" and len(codes[method]) < 2
+    ]
     assert not [one for one in silent if "GetCapabilities" not in one and "NodeGetInfo" not in one], codes
 
 
@@ -248,13 +264,13 @@ def test_a_real_server_survives_both(site: Site, tmp_path: Path) -> None:
     pools = site.pools()
     try:
         with grpc.insecure_channel(f"unix:{tmp_path}/csi.sock") as channel:
-            calls = {method: channel.unary_unary(method) for method in METHODS}
+            calls: dict[str, Any] = {method: channel.unary_unary(method) for method in METHODS}
 
             def attempt(method: str, data: bytes) -> tuple[Code | None, str, bytes]:
                 try:
                     return None, "", calls[method](data, timeout=20)
                 except grpc.RpcError as error:
-                    return Code[error.code().name], error.details(), b""  # INTERNAL is no Code: a KeyError
+                    return Code[error.code().name], error.details() or "", b""  # INTERNAL is no Code: a KeyError
 
             for count in range(BY_SERVER):
                 method = METHODS[count % len(METHODS)]

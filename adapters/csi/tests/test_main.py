@@ -1,4 +1,6 @@
-"""The console script: flags, environment and configuration file; what a vendor's own driver fixes; exit codes."""
+"""The console script: flags, environment and configuration file; what a vendor's own driver fixes; exit
+codes.
+"""
 
 from __future__ import annotations
 
@@ -158,7 +160,7 @@ def test_the_version_is_the_backends() -> None:
     loop = type("Loop", (), {"name": "loop"})
     from importlib.metadata import version
 
-    assert main.backend_version(loop) == version("volkit-loop")  # type: ignore[arg-type]
+    assert main.backend_version(loop) == version("volkit-loop")
 
 
 # -- the process ---------------------------------------------------------------------------------------------
@@ -243,4 +245,4 @@ def test_a_vendors_driver_has_no_backend_flag() -> None:
 def test_driver_is_the_packages_public_name() -> None:
     assert volkit_csi.driver is main.driver
     with pytest.raises(AttributeError, match="nothing"):
-        volkit_csi.nothing  # type: ignore[attr-defined]  # noqa: B018
+        volkit_csi.nothing  # noqa: B018

@@ -65,7 +65,10 @@ def test_the_tokens_that_kubelet_adds_are_masked() -> None:
 
 
 def test_declared_secrets_are_masked_in_nested_maps_too() -> None:
-    volumes = [pb.Volume(volume_id="a", volume_context={"apiKey": SECRET, "b": "shown"}), pb.Volume(volume_id="c")]
+    volumes = [
+        pb.Volume(volume_id="a", volume_context={"apiKey": SECRET, "b": "shown"}),
+        pb.Volume(volume_id="c"),
+    ]
     entries = [pb.ListVolumesResponse.Entry(volume=volume) for volume in volumes]
     text = Redactor({"apiKey"})(pb.ListVolumesResponse(entries=entries))
     assert SECRET not in text
@@ -74,6 +77,11 @@ def test_declared_secrets_are_masked_in_nested_maps_too() -> None:
 
 def test_every_message_was_looked_at() -> None:
     services = pb.DESCRIPTOR.services_by_name.values()
-    used = {kind.name for service in services for rpc in service.methods for kind in (rpc.input_type, rpc.output_type)}
+    used = {
+        kind.name
+        for service in services
+        for rpc in service.methods
+        for kind in (rpc.input_type, rpc.output_type)
+    }
     assert used <= set(NAMES)
     assert len(list(itertools.chain(NAMES))) > 60

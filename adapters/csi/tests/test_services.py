@@ -1,4 +1,6 @@
-"""The services: the table is whole, capabilities follow the backend's classes, and a call ends as it should."""
+"""The services: the table is whole, capabilities follow the backend's classes, and a call ends as it
+should.
+"""
 
 from __future__ import annotations
 
@@ -87,9 +89,7 @@ def whole(row: Rpc) -> Any:
     return message
 
 
-def call(
-    served: Mapping[str, Mapping[str, Handler]], message: Any, *, deadline: float | None = None
-) -> Any:
+def call(served: Mapping[str, Mapping[str, Handler]], message: Any, *, deadline: float | None = None) -> Any:
     """One call, and its answer read."""
     method = message.DESCRIPTOR.name.removesuffix("Request")
     service, handler = next((name, methods[method]) for name, methods in served.items() if method in methods)
@@ -115,7 +115,9 @@ def test_every_rpc_of_the_wire_is_served(name: str, count: int) -> None:
 
 def test_rows_have_the_requests_of_the_wire_and_operations_of_the_table() -> None:
     wire = {
-        one.name: one.input_type for name in ("Controller", "Node") for one in pb.DESCRIPTOR.services_by_name[name].methods
+        one.name: one.input_type
+        for name in ("Controller", "Node")
+        for one in pb.DESCRIPTOR.services_by_name[name].methods
     }
     for row in ROWS:
         assert row.request.DESCRIPTOR is wire[row.method]
@@ -255,7 +257,10 @@ def test_a_backend_with_the_least(engine_of: Callable[..., Engine]) -> None:
         "GET_VOLUME",
         "SINGLE_NODE_MULTI_WRITER",
     }
-    assert names(call(served, pb.NodeGetCapabilitiesRequest())) == ALL_NODE - {"STAGE_UNSTAGE_VOLUME", "EXPAND_VOLUME"}
+    assert names(call(served, pb.NodeGetCapabilitiesRequest())) == ALL_NODE - {
+        "STAGE_UNSTAGE_VOLUME",
+        "EXPAND_VOLUME",
+    }
     assert names(call(served, pb.GetPluginCapabilitiesRequest())) == {"service:CONTROLLER_SERVICE"}
     for message in (pb.ListVolumesRequest(), pb.CreateSnapshotRequest(), pb.NodeStageVolumeRequest()):
         assert code(served, message) is Code.UNIMPLEMENTED, message
@@ -437,7 +442,9 @@ class Keyed:
     api_key: str = volkit.option(default="", secret=True)
 
 
-def test_debug_shows_requests_and_answers_without_secrets(log: StringIO, caplog: pytest.LogCaptureFixture) -> None:
+def test_debug_shows_requests_and_answers_without_secrets(
+    log: StringIO, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = FakeEngine()
     engine.backend = backend_of(LeastController, parameters=Keyed)
     served = serve(engine)
@@ -445,7 +452,9 @@ def test_debug_shows_requests_and_answers_without_secrets(log: StringIO, caplog:
         name="pvc-1",
         parameters={"apiKey": "hunter2", "api-key": "hunter3", "pool": "blue"},
         secrets={"password": "hunter4"},
-        volume_capabilities=[pb.VolumeCapability(mount={"mount_flags": ["pass=hunter5"]}, access_mode={"mode": 1})],
+        volume_capabilities=[
+            pb.VolumeCapability(mount={"mount_flags": ["pass=hunter5"]}, access_mode={"mode": 1})
+        ],
     )
     call(served, message)
     assert "blue" not in log.getvalue(), "requests are for debug only"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from attrs import Factory
-
 from volkit.backend import Backend
 from volkit.model import MAX_BYTES
 from volkit.options import Option, declared, format_size
@@ -52,7 +50,7 @@ def describe(found: Found[type[Backend[Any, Any]]]) -> dict[str, Any]:
 
 
 def _option(option: Option) -> dict[str, Any]:
-    shown = not (option.default is None or option.secret or isinstance(option.default, Factory))
+    shown = not (option.default is None or option.secret or hasattr(option.default, "factory"))
     return {
         "key": option.key,
         "type": option.type,

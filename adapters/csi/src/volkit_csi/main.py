@@ -177,8 +177,8 @@ def is_constrained(engine: Engine, topology: str = "auto") -> bool:
     if node is None or node.info is volkit.Node.info:
         return False
     raise FailedPrecondition(
-        f"the nodes of backend {engine.backend.name!r} may report a topology, and a controller apart from them "
-        "cannot see it: give --topology on where they do, else --topology off"
+        f"the nodes of backend {engine.backend.name!r} may report a topology, and a controller apart from "
+        "them cannot see it: give --topology on where they do, else --topology off"
     )
 
 
@@ -205,12 +205,10 @@ def _mode(text: str) -> int:
 
 
 def _name(text: str) -> str:
-    if text and not _NAME.fullmatch(
-        text
-    ):  # CSI spec, GetPluginInfoResponse.name; csi-sanity wants letters at both ends
+    if text and not _NAME.fullmatch(text):  # CSI spec, GetPluginInfoResponse.name; csi-sanity: letters
         raise ArgumentTypeError(
-            f"{text!r} is not a driver name: write a domain name such as csi.acme.com, 63 characters at most, "
-            "a letter first and last"
+            f"{text!r} is not a driver name: write a domain name such as csi.acme.com, 63 characters at "
+            "most, a letter first and last"
         )
     return text
 

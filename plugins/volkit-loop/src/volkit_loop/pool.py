@@ -260,7 +260,7 @@ class Pool:
         return record
 
     def _publish(self, kind: str, id_: str, made: str, place: str, charge: int) -> Image:
-        """Links the complete image into its place; the claims change by what it may still take, and `charge`."""
+        """Links the complete image into its place. The claims change by its own, and by `charge`."""
         path = self.path(kind, id_)
         try:
             os.mkdir(os.path.dirname(path), 0o700)

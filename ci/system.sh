@@ -23,7 +23,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 module=github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@$CSI_SANITY
-if ! [ "$(cat .venv/.csi-sanity 2>/dev/null)" = "$CSI_SANITY" ]; then
+if ! [ -x .venv/bin/csi-sanity ] || ! [ "$(cat .venv/.csi-sanity 2>/dev/null)" = "$CSI_SANITY" ]; then
+    rm -f .venv/bin/csi-sanity # of another version, it would be believed
     if command -v go >/dev/null && GOBIN=$PWD/.venv/bin go install "$module"; then
         echo "$CSI_SANITY" > .venv/.csi-sanity
     else

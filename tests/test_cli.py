@@ -59,7 +59,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Show:
             code = cli.main(argv)
         except SystemExit as end:
             code = int(end.code or 0)
-        return (code, *capsys.readouterr())
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
 
     return run
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -317,3 +318,58 @@ def test_allocating_in_nothing_is_not_found(tmp_path: Path) -> None:
 def test_free_bytes_are_what_statvfs_leaves_to_users(tmp_path: Path) -> None:
     found = os.statvfs(tmp_path)
     assert abs(files.free_bytes(str(tmp_path)) - found.f_bavail * found.f_frsize) < 1 << 30
+
+
+# is_open, reads_as_zeros
+
+
+def test_an_open_file_is_seen_whoever_has_it(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, MIB)
+    assert not files.is_open(str(image))
+    with image.open("rb"):
+        assert files.is_open(str(image))
+    for read_only in (True, False):
+        device = loop.attach(str(image), read_only=read_only)
+        try:
+            assert files.is_open(str(image))
+        finally:
+            loop.detach(device)
+    assert not files.is_open(str(image))
+    with pytest.raises(NotFound):
+        files.is_open(str(tmp_path / "missing"))
+
+
+def test_who_opens_a_file_while_it_is_asked_for_is_not_disturbed(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"x")
+    ended = threading.Event()
+
+    def opening() -> None:
+        while not ended.is_set():
+            image.read_bytes()
+
+    reader = threading.Thread(target=opening)
+    reader.start()
+    try:
+        assert {files.is_open(str(image)) for _ in range(2000)} <= {True, False}
+    finally:
+        ended.set()
+        reader.join()
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs", "btrfs"])
+def test_only_what_was_never_written_reads_as_zeros(place: Place, fs_type: str) -> None:
+    image = place(fs_type, 300) / "image"
+    image.touch()
+    os.truncate(image, 64 * MIB)
+    assert files.reads_as_zeros(str(image))
+    files.allocate(str(image), 64 * MIB)
+    assert files.reads_as_zeros(str(image))
+    with image.open("r+b") as file:
+        file.seek(32 * MIB)
+        file.write(b"data")
+        file.flush()
+        os.fsync(file.fileno())
+    assert not files.reads_as_zeros(str(image))

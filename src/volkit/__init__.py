@@ -314,9 +314,9 @@ _NAMES = {
     "journal": "Journal open_journal",
     "lifecycle": "plan",
     "model": """
-        FIRST_FORMAT MAX_BYTES NO_SECRETS AccessMode AccessType BlockConnection BlockVolume Capability CapacityRange
-        CloneSource Connection FileConnection FileVolume ObjectVolume Secrets Snapshot SnapshotSource
-        Source Topology TopologyRequirement Usage Volume VolumeHealth
+        FIRST_FORMAT MAX_BYTES NO_SECRETS AccessMode AccessType BlockConnection BlockVolume Capability
+        CapacityRange CloneSource Connection FileConnection FileVolume ObjectVolume Secrets Snapshot
+        SnapshotSource Source Topology TopologyRequirement Usage Volume VolumeHealth
     """,
     "operations": "OPERATIONS Operation State",
     "options": "NoOptions Size format_size option parse_size",

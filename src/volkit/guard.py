@@ -53,7 +53,7 @@ def secrets_of(request: object) -> tuple[str, ...]:
     return (*values, *_declared_secret(getattr(request, "parameters", None)))
 
 
-def _declared_secret(options: object) -> Iterator[str]:
+def _declared_secret(options: Any) -> Iterator[str]:
     """The values of an instance of `Settings` or `Parameters` that its class declares to be secret."""
     for one in attrs.fields(type(options)) if attrs.has(type(options)) else ():
         if one.metadata.get("volkit", {}).get("secret"):

@@ -120,11 +120,11 @@ def _found(point: EntryPoint, load: Callable[[EntryPoint], T], error: str) -> Fo
 def _clash(points: list[EntryPoint], registered: Iterable[str]) -> str:
     """Why a name belongs to nobody; "" where just one claims it."""
     name = points[0].name
+    if len(points) == 1 and name not in registered:
+        return ""
     claimants = sorted(" ".join(_origin(point)) for point in points)
     if name in registered:
         claimants.append("a class registered in this process")
-    if len(claimants) < 2:
-        return ""
     return f"{name!r} is claimed by {' and by '.join(claimants)}: remove all but one of them"
 
 

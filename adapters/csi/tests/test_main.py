@@ -107,6 +107,7 @@ def test_driver_names(name: str) -> None:
         (("--backend", MEMORY, "--endpoint", "tcp://127.0.0.1:1"), 2, "unix:///run/volkit/csi.sock"),
         (("--backend", MEMORY, "--socket-owner", "nobody-here"), 2, "nobody-here"),
         (("--backend", MEMORY, "--services", "controller"), 1, "--topology on"),
+        (("--backend", MEMORY, "--headless"), 2, "--services node"),
     ],
 )
 def test_what_cannot_be_served(

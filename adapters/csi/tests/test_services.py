@@ -286,6 +286,13 @@ def test_a_node_apart(engine_of: Callable[..., Engine]) -> None:
     assert served[CONTROLLER].keys() == {"ControllerGetCapabilities"}
     assert names(call(served, pb.ControllerGetCapabilitiesRequest())) == set()
     assert names(call(served, pb.NodeGetCapabilitiesRequest())) == ALL_NODE
+    # the controller runs elsewhere, and every instance has to answer alike
+    plugin = names(call(served, pb.GetPluginCapabilitiesRequest()))
+    assert plugin == {"service:CONTROLLER_SERVICE", "volume_expansion:ONLINE"}
+
+
+def test_a_node_without_any_controller(engine_of: Callable[..., Engine]) -> None:
+    served = serve(engine_of(services=("node",)), headless=True)
     assert names(call(served, pb.GetPluginCapabilitiesRequest())) == {"volume_expansion:ONLINE"}
 
 

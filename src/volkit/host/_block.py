@@ -7,7 +7,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -136,8 +136,8 @@ def loop_info(descriptor: int) -> tuple[Any, ...] | None:
         raise
 
 
-def identity(descriptor: int) -> dict[str, str]:
-    """What tells this device from another: see `devices.read_identity`."""
+def identity(descriptor: int, wanted: Collection[str] | None = None) -> dict[str, str]:
+    """What tells this device from another: see `devices.read_identity`; of the attributes only those `wanted`, where given."""
     device_number = number(descriptor)
     place = sysfs(device_number)
     found = {"size": str(size(descriptor))}
@@ -146,6 +146,8 @@ def identity(descriptor: int) -> dict[str, str]:
         found["partition"] = partition
         place = os.path.dirname(os.path.realpath(place))
     for name, paths in _ATTRIBUTES.items():
+        if wanted is not None and name not in wanted:
+            continue
         value = next(filter(None, (read_attribute(f"{place}/{path}") for path in paths)), "")
         if value:
             found[name] = value

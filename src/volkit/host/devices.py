@@ -62,7 +62,7 @@ def verify(device: str, identity: Mapping[str, str]) -> str:
     """
     path = os.path.realpath(device)
     with _block.opened(path) as descriptor:
-        wrong = _block.differences(_block.identity(descriptor), identity) if identity else ""
+        wrong = _block.differences(_block.identity(descriptor, identity), identity) if identity else ""
     if wrong:
         raise FailedPrecondition(
             f"{device} is another device than expected: {wrong}. It was not touched; "

@@ -25,6 +25,7 @@ from attrs import frozen
 from volkit.errors import Aborted, FailedPrecondition, InUse, InvalidArgument, NotFound
 from volkit.host import _block
 from volkit.host._syscalls import encoded, refusal
+from volkit.host.files import is_open
 
 __all__ = ["LoopStatus", "attach", "detach", "find", "resize", "status"]
 
@@ -346,7 +347,8 @@ def find(path: str) -> list[str]:
     """The loop devices of this file, by its device and inode; of a deleted file, by the path it had. Lowest
     number first.
 
-    Costs one read per attached device; only those of a like-named file are opened.
+    Costs the same whatever the number of devices where nobody has the file open (`files.is_open`), else one
+    read per attached device; only those of a like-named file are opened.
     """
     encoded(path)
     try:
@@ -355,6 +357,8 @@ def find(path: str) -> list[str]:
         wanted = None
     except OSError as error:
         raise refusal(error, f"cannot look at {path}") from error
+    if wanted is not None and not is_open(path):
+        return []
     real = os.path.realpath(path)
     return [device for device, backing in _attached() if _is_of(device, backing, real, wanted)]
 

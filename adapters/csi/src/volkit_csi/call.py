@@ -23,7 +23,8 @@ from google.protobuf.descriptor import FieldDescriptor
 import volkit
 from volkit import AccessMode
 from volkit_csi.client import METHODS, CallError, Client
-from volkit_csi.wire import SECRET_FIELD, csi_pb2
+from volkit_csi.lean import csi_pb2
+from volkit_csi.wire import SECRET_FIELD
 
 Field = Any  # a FieldDescriptor, whose stubs take every part of it for optional
 
@@ -39,12 +40,13 @@ def main(argv: Sequence[str]) -> int:
     as_json = hasattr(args, "json")
     try:
         request = build(args.method, args)
+        client = Client(endpoint, getattr(args, "timeout", 60.0))
     except volkit.InvalidArgument as error:
         print(f"volkit call {args.command}: {error.message}", file=sys.stderr)
         return 2
     from volkit_csi import show
 
-    with Client(endpoint, getattr(args, "timeout", 60.0)) as client:
+    with client:
         try:
             answer = client.call(args.method, request)
         except CallError as error:

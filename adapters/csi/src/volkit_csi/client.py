@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import Any, Final
 from urllib.parse import quote
 
-import grpc
 from google.protobuf.descriptor import MethodDescriptor
 
 from volkit_csi.endpoint import socket_path
-from volkit_csi.wire import csi_pb2
+from volkit_csi.lean import csi_pb2, grpc
 
+# A driver that restarts is back within a second; gRPC would wait up to two minutes before it looks again.
 _CHANNEL: Final = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 500))
 
 SERVICES: Final = ("Identity", "Controller", "Node")
@@ -33,6 +33,11 @@ def _methods() -> dict[str, MethodDescriptor]:
 
 METHODS: Final[Mapping[str, MethodDescriptor]] = _methods()
 """Every RPC of `SERVICES` by its name, which no two of them share."""
+
+
+def _encode(message: Any) -> bytes:
+    encoded: bytes = message.SerializeToString()
+    return encoded
 
 
 class CallError(Exception):
@@ -53,7 +58,6 @@ class Client:
     def __init__(self, endpoint: str, timeout: float = 60.0) -> None:
         self.path = socket_path(endpoint)
         self.timeout = timeout
-        # A driver that restarts is back within a second; gRPC would wait up to two minutes before it looks again.
         self._channel = grpc.insecure_channel(f"unix:{quote(self.path)}", options=_CHANNEL)
         self._calls: dict[str, Any] = {}
 
@@ -71,7 +75,7 @@ class Client:
         if stub is None:
             stub = self._calls[method] = self._channel.unary_unary(
                 f"/{row.containing_service.full_name}/{method}",
-                request_serializer=lambda message: message.SerializeToString(),
+                request_serializer=_encode,
                 response_deserializer=getattr(csi_pb2, row.output_type.name).FromString,
             )
         try:

@@ -132,6 +132,11 @@ def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name:
         help="whether the nodes report where volumes can be used (default: ask this node)",
     )
     parser.add_argument(
+        "--headless",
+        action="store_true",
+        help="with --services node: no controller runs anywhere, and none is reported",
+    )
+    parser.add_argument(
         "--threads", type=_count, default=32, metavar="N", help="calls that run at once (default: 32)"
     )
     parser.add_argument(
@@ -159,7 +164,10 @@ def make_server(engine: Engine, args: Namespace, version: str = "") -> Server:
         version=version or backend_version(backend),
         manifest={"backend": backend.name, "volkit": volkit.__version__},
     )
-    services = handlers(engine, plugin, constrained=is_constrained(engine, args.topology))
+    if args.headless and engine.controller is not None:
+        raise InvalidArgument("--headless says that no controller runs: give --services node with it")
+    constrained = is_constrained(engine, args.topology)
+    services = handlers(engine, plugin, constrained=constrained, headless=args.headless)
     return Server(services, endpoint, Options(threads=args.threads, grace=args.grace))
 
 

@@ -1,4 +1,5 @@
-"""What the entry point `csi` of the group `volkit.adapters` names: the adapter, and its commands `call` and `demo`.
+"""What the entry point `csi` of the group `volkit.adapters` names: the adapter, and its commands `call` and
+`demo`.
 
 It is imported by every `volkit` command, so it imports nothing of the adapter before a command runs.
 """

@@ -168,11 +168,18 @@ def node_capabilities(engine: Engine) -> list[str]:
     return [name for name, need in NODE_CAPABILITIES.items() if _meets(engine, need)]
 
 
-def plugin_capabilities(engine: Engine, *, constrained: bool) -> pb.GetPluginCapabilitiesResponse:
-    """`constrained`: volumes can be used only at some places, which the nodes report."""
+def plugin_capabilities(
+    engine: Engine, *, constrained: bool, headless: bool = False
+) -> pb.GetPluginCapabilitiesResponse:
+    """`constrained`: volumes can be used only at some places, which the nodes report. `headless`: no controller
+    is run for these nodes.
+
+    Every instance of a plugin has to answer alike, whichever services it has (CSI spec, GetPluginCapabilities): a
+    node apart reports the controller that runs elsewhere.
+    """
     service = pb.PluginCapability.Service
     types = []
-    if engine.controller is not None:
+    if engine.controller is not None or (engine.backend.controller is not None and not headless):
         types.append(service.CONTROLLER_SERVICE)
     if constrained:
         types.append(service.VOLUME_ACCESSIBILITY_CONSTRAINTS)
@@ -187,7 +194,9 @@ def plugin_capabilities(engine: Engine, *, constrained: bool) -> pb.GetPluginCap
 # -- handlers ------------------------------------------------------------------------------------------------
 
 
-def handlers(engine: Engine, plugin: Plugin, *, constrained: bool) -> dict[str, dict[str, Handler]]:
+def handlers(
+    engine: Engine, plugin: Plugin, *, constrained: bool, headless: bool = False
+) -> dict[str, dict[str, Handler]]:
     """Every RPC that is served, by service and method.
 
     A process without a controller still answers ControllerGetCapabilities, with none (csi-sanity asks).
@@ -202,7 +211,8 @@ def handlers(engine: Engine, plugin: Plugin, *, constrained: bool) -> dict[str, 
                 ),
             ),
             "GetPluginCapabilities": _constant(
-                pb.GetPluginCapabilitiesRequest, plugin_capabilities(engine, constrained=constrained)
+                pb.GetPluginCapabilitiesRequest,
+                plugin_capabilities(engine, constrained=constrained, headless=headless),
             ),
             "Probe": _constant(pb.ProbeRequest, pb.ProbeResponse(ready={"value": True})),
         },

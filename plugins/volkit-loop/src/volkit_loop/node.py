@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from volkit import BlockConnection, FailedPrecondition, Node, NodeInfo, NotFound, requests
-from volkit.host import devices, loop
+from volkit.host import devices, files, loop
 from volkit_loop.options import LoopSettings, topology
 from volkit_loop.pool import VOLUMES, Pool
 
@@ -27,8 +27,9 @@ class LoopNode(Node[LoopSettings]):
             if found and found.read_only == read_only:
                 return BlockConnection(device=device, identity=identity)
             loop.detach(device, expect=identity)
+        zeroed = files.reads_as_zeros(image.path)
         device = loop.attach(image.path, read_only=read_only, direct_io=self.settings.direct_io)
-        return BlockConnection(device=device, identity=identity)
+        return BlockConnection(device=device, identity=identity, zeroed=zeroed)
 
     def disconnect(self, request: requests.DisconnectRequest) -> None:
         known = request.connection

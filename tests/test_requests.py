@@ -1,0 +1,82 @@
+"""Pages of a listing, walked while entries come and go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from volkit import requests
+from volkit.errors import Ambiguous, InvalidToken
+from volkit.operations import OPERATIONS
+from volkit.requests import ListRequest, Page, make_token, read_token
+
+IDS = st.text(st.sampled_from("ab%:/ü\U0010ffff"), min_size=1, max_size=3)
+
+
+@given(st.sets(IDS, max_size=20), st.integers(0, 7), st.data())
+def test_a_walk_never_repeats_or_skips_what_stays(stable: set[str], limit: int, data: st.DataObject) -> None:
+    seen: list[str] = []
+    token = ""
+    for _ in range(200):
+        here = sorted(stable | data.draw(st.sets(IDS, max_size=6), label="coming and going"))
+        gone = data.draw(st.sets(st.sampled_from(here), max_size=3) if here else st.just(set()), label="gone") - stable
+        request = ListRequest(limit=limit, token=token)
+        page: Page[str] = Page.of(here, request, lambda id_, gone=gone: None if id_ in gone else id_)  # type: ignore[misc]
+        assert not limit or len(page.entries) <= limit
+        seen += page.entries
+        token = page.next_token
+        if not token:
+            break
+    assert not token
+    assert seen == sorted(set(seen))
+    assert stable <= set(seen)
+
+
+def test_the_last_page_has_no_token() -> None:
+    ids = ["a", "b", "c", "d"]
+    first: Page[str] = Page.of(ids, ListRequest(limit=2), str)
+    assert (first.entries, bool(first.next_token)) == (("a", "b"), True)
+    second: Page[str] = Page.of(ids, ListRequest(limit=2, token=first.next_token), str)
+    assert (second.entries, second.next_token) == (("c", "d"), "")
+    assert Page.of(ids, ListRequest(), str).entries == tuple(ids)
+    assert Page.of([], ListRequest(limit=5), str) == Page(entries=())
+    assert Page.of(ids, ListRequest(limit=99), str).next_token == ""
+
+
+def test_a_token_outlives_its_entry() -> None:
+    token = Page.of(["a", "b", "c"], ListRequest(limit=2), str).next_token
+    assert Page.of(["a", "c"], ListRequest(limit=2, token=token), str).entries == ("c",)
+    assert Page.of([], ListRequest(limit=2, token=token), str) == Page(entries=())
+
+
+@given(IDS)
+def test_tokens(id_: str) -> None:
+    assert read_token(make_token(id_)) == id_
+
+
+@pytest.mark.parametrize("token", ["x", "5", "after", "after:", "After:a", " after:a", ":a", "\0"])
+def test_a_foreign_token_is_refused(token: str) -> None:
+    with pytest.raises(InvalidToken, match="begin again"):
+        Page.of(["a"], ListRequest(token=token), str)
+    assert issubclass(InvalidToken, Ambiguous)
+
+
+REQUESTS = [one for one in vars(requests).values() if isinstance(one, type) and attrs.has(one) and one.__name__.endswith("Request")]
+
+
+@pytest.mark.parametrize("cls", REQUESTS, ids=lambda cls: cls.__name__)
+def test_a_new_field_breaks_nobody(cls: Any) -> None:
+    """All fields are given by name, and secrets have a default that shows nothing."""
+    fields = attrs.fields(cls)
+    assert all(field.kw_only for field in fields)
+    assert all(repr(field.default) == "Secrets()" for field in fields if field.name == "secrets")
+
+
+def test_every_operation_has_its_own_request() -> None:
+    used = [row.request for row in OPERATIONS.values()]
+    assert len(set(used)) == len(used)
+    assert set(used) <= set(REQUESTS)

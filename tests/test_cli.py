@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 class Settings:
     pool: str
     token: str = volkit.option(default="hunter2", secret=True)
-    stripe: volkit.Size = volkit.option(default="64Ki", help="bytes per stripe")  # noqa: RUF009
+    stripe: volkit.Size = volkit.option(default="64Ki", help="bytes per stripe")
 
 
 class TheNode(volkit.Node[Any]):

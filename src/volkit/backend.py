@@ -70,7 +70,7 @@ class Backend(Generic[S, P]):
         super().__init_subclass__(**kwargs)
         if not _NAME.fullmatch(cls.name):
             raise TypeError(
-                f"{cls.__name__}.name is {cls.name!r}: give 2 to 32 characters of a-z, 0-9 and -, beginning with a letter"
+                f"{cls.__name__}.name is {cls.name!r}: give 2 to 32 of a-z, 0-9 and -, beginning with a letter"
             )
         for role in ("settings", "parameters"):
             options = getattr(cls, role)

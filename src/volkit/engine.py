@@ -55,11 +55,11 @@ class Engine:
             raise InvalidArgument("a node service needs the node's id")
         controller_class = backend.controller_class(settings) if "controller" in self.services else None
         node_class = backend.node if "node" in self.services else None
-        self._closing: list[Journal] = []
         local = journal
         if local is None or node_class:
-            local = self._open(f"sqlite://{state_dir.absolute() / 'journal.db'}")
+            local = open_journal(f"sqlite://{state_dir.absolute() / 'journal.db'}")
         self.journal = local if journal is None else journal
+        self._local = local
         _refuse_doubling(backend, controller_class, self.journal)
         self.locks = Locks(state_dir / "locks")
         self.controller: Controller[Any, Any] | None = (
@@ -74,11 +74,6 @@ class Engine:
         if self.controller:
             sides["controller"] = Provisioning(self.controller, backend, self.journal, self.locks, staging)
         self._run = {name: getattr(sides[one.side], name) for name, one in self.operations.items()}
-
-    def _open(self, url: str) -> Journal:
-        journal = open_journal(url)
-        self._closing.append(journal)
-        return journal
 
     def has(self, mixin: type[Mixin]) -> bool:
         """Does the backend, as served here, have this capability?"""
@@ -102,9 +97,10 @@ class Engine:
         return run(request, call)
 
     def close(self) -> None:
-        """Let go of the journal. Nothing that runs is stopped."""
-        for journal in self._closing:
-            journal.close()
+        """Close the journal, also the one that was given. Nothing that runs is stopped."""
+        self._local.close()
+        if self.journal is not self._local:
+            self.journal.close()
 
 
 def _refuse_doubling(backend: type[Backend[Any, Any]], controller: type | None, journal: Journal) -> None:
@@ -114,6 +110,6 @@ def _refuse_doubling(backend: type[Backend[Any, Any]], controller: type | None, 
     safe = controller is None or issubclass(controller, FindsByName | TakesIds | TakesTokens)
     if not safe and isinstance(journal, MemoryJournal):
         raise FailedPrecondition(
-            f"backend {backend.name!r} finds no volume by name, takes no ids and no tokens: after a crash only a durable journal "
+            f"backend {backend.name!r} finds no volume by name, takes no ids, no tokens: after a crash only a journal "
             "tells what was made; give one that follows the controller, such as sqlite:///PATH on a volume of its own"
         )

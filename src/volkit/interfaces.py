@@ -260,11 +260,11 @@ class _Checked:
                     )
             if missing := sorted(name for name in methods if _is_missing(getattr(cls, name))):
                 raise TypeError(
-                    f"{cls.__name__} has {mixin.__name__} but not {', '.join(missing)}: define it, or remove {mixin.__name__}"
+                    f"{cls.__name__} has {mixin.__name__} but not {', '.join(missing)}: define it, or remove the base"
                 )
         elif present := sorted(name for name in methods if hasattr(cls, name)):
             raise TypeError(
-                f"{cls.__name__} defines {', '.join(present)} without {mixin.__name__}: add {mixin.__name__} to its bases"
+                f"{cls.__name__} defines {', '.join(present)} without {mixin.__name__}: add it to its bases"
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from volkit.operations import OPERATIONS, Operation, State
+from volkit.operations import OPERATIONS, Operation, Repeat, State
 
 
 def canonical(state: State, operations: Collection[Operation]) -> State:
@@ -20,13 +20,15 @@ def canonical(state: State, operations: Collection[Operation]) -> State:
 
 
 def allowed(operation: Operation, state: State, operations: Collection[Operation]) -> bool:
-    """Is `operation` legal for a volume in `state`, as a first call or as a repeat? ControllerUnpublish
-    always is.
+    """Is `operation` legal for a volume in `state`, as a first call or as a repeat? A read always is, and so
+    is to detach or to remove what may be there.
     """
     if operation not in operations:
         return False
-    if operation.before is None or operation.after is None or operation.name == "controller_unpublish":
-        return state is not State.ABSENT or operation.name == "controller_unpublish"
+    if operation.repeat is Repeat.READ or operation.name in ("controller_unpublish", "delete_snapshot"):
+        return True
+    if operation.before is None or operation.after is None:
+        return state is not State.ABSENT
     here = canonical(state, operations)
     return here in (canonical(operation.before, operations), canonical(operation.after, operations))
 

@@ -57,7 +57,7 @@ class Locks:
         held: list[tuple[str, _Turn, int]] = []
         try:
             for key in dict.fromkeys(keys):
-                held.append(self._take(key, deadline))
+                held.append(self._take(key, deadline))  # noqa: PERF401 (what is taken has to be known to `finally`)
             yield
         finally:
             for key, turn, fd in reversed(held):

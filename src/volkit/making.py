@@ -115,8 +115,8 @@ class Making(Generic[T]):
             self._forget(name, id_)
         elif record and not self._repeatable:
             raise Unavailable(
-                f"it is not known whether {self._sort} {name!r} was made when an earlier call was cut short, and this storage "
-                "cannot be asked: look for it there, remove it or not, and then delete the journal's record of this name"
+                f"it is not known whether {self._sort} {name!r} was made when an earlier call was cut short, and this "
+                "storage cannot be asked: look for it there, remove it or not, then delete the journal's record"
             )
         return None
 
@@ -201,7 +201,8 @@ class Making(Generic[T]):
             self._remove(id_, secrets)
         except VolkitError as error:
             if not isinstance(error, Ambiguous):
-                self._journal.write(Put(id_key, record) if record else Delete(id_key), durable=False)
+                left = {part: value for part, value in record.items() if part != "state"}
+                self._journal.write(Put(id_key, left) if left else Delete(id_key), durable=False)
             raise
         self._forget(record.get("name"), id_)
 

@@ -19,8 +19,9 @@ MAX_BYTES: Final = 2**63 - 1
 """The largest size there is: the wire's and the kernel's sizes are signed 64-bit."""
 
 FIRST_FORMAT: Final = "firstFormat"
-"""The key of a volume's context that says "true" where volkit may make a file system on it. The engine sets it on volumes made
-blank, a backend on a clone of one that it knows to be blank still, an administrator on a static volume that is to be formatted."""
+"""The key of a volume's context that says "true" where volkit may make a file system on it. The engine sets it on
+volumes made blank, a backend on a clone of one that it knows to be blank still, an administrator on a static volume
+that is to be formatted."""
 
 EMPTY: Final[Mapping[str, str]] = MappingProxyType({})
 

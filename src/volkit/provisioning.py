@@ -173,10 +173,7 @@ class Provisioning:
         volume: Volume = call_backend(
             self._controller.create_volume, attrs.evolve(request, volume_id=id_, token=token), Volume
         )
-        if id_ and volume.id != id_:
-            raise Unavailable(
-                f"the backend made volume {volume.id!r} instead of {id_!r}: a fault of the backend"
-            )
+        _check_made("volume", volume.id, id_)
         return volume
 
     def delete_volume(self, request: requests.DeleteVolumeRequest, call: requests.Call) -> None:
@@ -184,6 +181,7 @@ class Provisioning:
         with self._volumes.lock_id(request.volume_id, call.patience()):
             self._refuse_if_in_use(request.volume_id)
             self._volumes.delete(request.volume_id, request.secrets)
+            self._forget_attachments(request.volume_id)  # what is left was detached behind our back
 
     def _refuse_if_in_use(self, volume_id: str) -> None:
         if self._staging and (where := self._staging.in_use(volume_id)):
@@ -237,10 +235,20 @@ class Provisioning:
         )
         return tuple(
             requests.VolumeEntry(
-                volume=one, published_node_ids=tuple(nodes.get(one.id, ())), health=self._health(one.id)
+                volume=one,
+                published_node_ids=self._wire_ids(one.id, nodes.get(one.id, ())),
+                health=self._health(one.id),
             )
             for one in volumes
         )
+
+    def _wire_ids(self, volume_id: str, nodes: tuple[str, ...]) -> tuple[str, ...]:
+        """The ids by which the nodes are known outside, facts and all; a node is its own where that is not recorded."""
+        if not nodes:
+            return ()
+        records = [entry.value for entry in self._journal.scan(key("attach", volume_id, ""))]
+        known = {record["node"]: record.get("node_id", record["node"]) for record in records}
+        return tuple(known.get(node, node) for node in nodes)
 
     def _published(self, volume_ids: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
         request = requests.ListPublishedRequest(volume_ids=volume_ids)
@@ -267,10 +275,10 @@ class Provisioning:
             self._check_capabilities(request.capabilities, type(volume))
         except InvalidArgument as error:
             return requests.ValidateCapabilitiesResult(confirmed=False, message=error.message)
-        for key, value in volume.context.items():
-            if request.context.get(key, value) != value:
+        for name, value in volume.context.items():
+            if request.context.get(name, value) != value:
                 return requests.ValidateCapabilitiesResult(
-                    confirmed=False, message=f"volume_context {key!r} differs"
+                    confirmed=False, message=f"volume_context {name!r} differs"
                 )
         return requests.ValidateCapabilitiesResult(confirmed=True)
 
@@ -344,15 +352,18 @@ class Provisioning:
             self._check_capabilities((request.capability,), type(volume))
             attach_key = key("attach", request.volume_id, node_id)
             asked = {"node": node_id, "readonly": request.readonly, "capability": request.capability.record()}
+            record = {**asked, "node_id": request.node_id}
             entry = self._journal.get(attach_key)
-            if entry and "context" in entry.value:
+            if entry and "context" in entry.value and node_id in self._published_on(request.volume_id):
                 if any(entry.value[part] != asked[part] for part in asked):
                     raise AlreadyExists(
                         f"volume {request.volume_id!r} is attached to node {node_id!r} in another way: detach it first"
                     )
+                if entry.value != (now := {**record, "context": entry.value["context"]}):
+                    self._journal.write(Put(attach_key, now), durable=False)
                 return requests.ControllerPublishResult(publish_context=entry.value["context"])
             self._refuse_second_node(request, node_id)
-            self._journal.write(Put(attach_key, asked), durable=True)
+            self._journal.write(Put(attach_key, record), durable=True)
             try:
                 result: requests.ControllerPublishResult = call_backend(
                     self._controller.controller_publish,
@@ -364,7 +375,7 @@ class Provisioning:
                     self._journal.write(Delete(attach_key), durable=False)
                 raise
             self._journal.write(
-                Put(attach_key, {**asked, "context": dict(result.publish_context)}), durable=False
+                Put(attach_key, {**record, "context": dict(result.publish_context)}), durable=False
             )
             return result
 
@@ -396,14 +407,20 @@ class Provisioning:
 
     def controller_unpublish(self, request: requests.ControllerUnpublishRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)
-        node_id, facts = decode_node_id(request.node_id) if request.node_id else ("", {})
+        if request.node_id:
+            validate.check_id(request.node_id, "node_id")
+        node_id, facts = decode_node_id(request.node_id)
         with self._volumes.lock_id(request.volume_id, call.patience()):
             detach = attrs.evolve(request, node_id=node_id, node_facts=facts)
             _gone(lambda: call_backend(self._controller.controller_unpublish, detach, type(None)))
-            prefix = key("attach", request.volume_id, node_id)
-            gone = [e.key for e in self._journal.scan(prefix) if not node_id or e.key == prefix]
-            if gone:
-                self._journal.write(*map(Delete, gone), durable=False)
+            self._forget_attachments(request.volume_id, node_id)
+
+    def _forget_attachments(self, volume_id: str, node_id: str = "") -> None:
+        """Remove the record of one attachment, or of all of the volume's."""
+        prefix = key("attach", volume_id, node_id)
+        gone = [e.key for e in self._journal.scan(prefix) if not node_id or e.key == prefix]
+        if gone:
+            self._journal.write(*map(Delete, gone), durable=False)
 
     # -- snapshots
     # -----------------------------------------------------------------------------------------------------
@@ -432,10 +449,7 @@ class Provisioning:
         snapshot: Snapshot = call_backend(
             self._controller.create_snapshot, attrs.evolve(request, snapshot_id=id_, token=token), Snapshot
         )
-        if id_ and snapshot.id != id_:
-            raise Unavailable(
-                f"the backend made snapshot {snapshot.id!r} instead of {id_!r}: a fault of the backend"
-            )
+        _check_made("snapshot", snapshot.id, id_)
         return snapshot
 
     def delete_snapshot(self, request: requests.DeleteSnapshotRequest, call: requests.Call) -> None:
@@ -481,6 +495,14 @@ def _gone(remove: Callable[[], object]) -> None:
         return
 
 
+def _check_made(sort: str, made: str, wanted: str) -> None:
+    """`wanted` is the id that was chosen for it, or "" where the backend chooses one."""
+    if not made or (wanted and made != wanted):
+        raise Unavailable(
+            f"the backend made {sort} {made!r} instead of {wanted or 'one with an id'}: a fault of the backend"
+        )
+
+
 def _check_limit(limit: int) -> None:
     if limit < 0:
         raise InvalidArgument(f"max_entries is {limit}: give 0 (no limit) or more")
@@ -515,9 +537,10 @@ def _incompatible(
         return "it cannot be reached from where it is asked for"
     if found.asked is None:
         return ""
-    for key, value in asked["parameters"].items():
-        if found.asked["parameters"].get(key, value) != value:
-            return f"parameter {key!r} is {found.asked['parameters'][key]!r}, asked for is {value!r}"
+    for name, value in asked["parameters"].items():
+        if found.asked["parameters"].get(name, value) != value:
+            return f"parameter {name!r} is {found.asked['parameters'][name]!r}, asked for is {value!r}"
     if found.asked["access"] != asked["access"]:
-        return f"it was made for access by {' and '.join(found.asked['access'])}, asked for is {' and '.join(asked['access'])}"
+        made, asked_access = (" and ".join(one["access"]) for one in (found.asked, asked))
+        return f"it was made for access by {made}, asked for is {asked_access}"
     return ""

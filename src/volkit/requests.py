@@ -23,7 +23,6 @@ from volkit.model import (
     CapacityRange,
     Connection,
     Secrets,
-    Snapshot,
     Source,
     Topology,
     TopologyRequirement,

@@ -5,7 +5,8 @@ What is recorded, and what is believed: a record says what was asked for and wha
 whether something is mounted, and which device it is, is asked of the kernel each time. A record is written
 before the act it stands for:
 
-    stage/<volume>            {"path", "capability", "state": "connecting" | "connected", "connection", "format", "fs_type"}
+    stage/<volume>            {"path", "capability", "state": "connecting" | "connected", "connection", "format",
+                               "fs_type"}
     target/<volume>/<path>    {"readonly", "capability", "staging", "connection"}
 
 `format` is the recorded intent to make a file system. It is durable before mkfs runs and durably gone after
@@ -165,7 +166,7 @@ class Staging:
         found = probe(device)
         if found.state is State.OTHER:
             raise NotBlank(
-                f"volume {volume!r}: {device} holds a {found.type or 'thing of unknown type'}, no file system: nothing is done to it"
+                f"volume {volume!r}: {device} holds a {found.type or 'thing of unknown type'}: nothing is done to it"
             )
         if found.state is State.FILESYSTEM and not unfinished:
             if capability.fs_type and found.type != capability.fs_type:
@@ -207,8 +208,8 @@ class Staging:
 
     @staticmethod
     def _mount_device(device: str, path: str, fs_type: str, flags: list[str], read_only: bool) -> None:
-        """Mount, and let the file system fill a device that has grown: before the mount where its type can, since growing a mounted
-        ext4 takes CAP_SYS_RESOURCE.
+        """Mount, and let the file system fill a device that has grown: before the mount where its type can, since
+        growing a mounted ext4 takes CAP_SYS_RESOURCE.
         """
         offline = filesystems.supported(fs_type).grow_unmounted is not None
         if offline and not read_only:
@@ -427,7 +428,7 @@ class Staging:
             size = devices.size(connection.device)
             if size < required:
                 raise FailedPrecondition(
-                    f"{connection.device} has {size} bytes, asked for are {required}: expand the volume at its storage first"
+                    f"{connection.device} has {size} bytes, asked for are {required}: expand the volume first"
                 )
             if request.capacity_range.limit and size > request.capacity_range.limit:
                 raise OutOfRange(

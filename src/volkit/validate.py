@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from volkit.errors import InvalidArgument, NotFound, OutOfRange, UnsupportedVolume
 from volkit.model import MAX_BYTES, AccessMode, BlockVolume, Capability, CapacityRange, Volume
@@ -106,14 +106,14 @@ def choose_size(
     if size < low:
         limit = f"at most {capacity.limit}" if capacity.limit else "any number of"
         raise OutOfRange(
-            f"at least {capacity.required} and {limit} bytes are asked for: volumes can have {minimum} to {maximum} bytes "
+            f"at least {capacity.required} and {limit} bytes are asked for: volumes have {minimum} to {maximum} bytes "
             f"in steps of {granularity}"
         )
     return size
 
 
 def check_capabilities(
-    capabilities: Iterable[Capability],
+    capabilities: Collection[Capability],
     kind: type[Volume],
     *,
     modes: frozenset[AccessMode],
@@ -125,11 +125,10 @@ def check_capabilities(
     that the storage does not have, or a file system that is not made for it on a block device that several
     nodes write to.
     """
-    count = 0
-    for count, capability in enumerate(capabilities, 1):
-        check_capability(capability, kind, modes=modes, fs_types=fs_types)
-    if not count:
+    if not capabilities:
         raise InvalidArgument("volume_capabilities is required: give at least one")
+    for capability in capabilities:
+        check_capability(capability, kind, modes=modes, fs_types=fs_types)
 
 
 def check_capability(

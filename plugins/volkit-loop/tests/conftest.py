@@ -28,6 +28,12 @@ def id_of(name: str, letter: str = "v") -> str:
     return letter + hashlib.sha256(name.encode()).hexdigest()[:33]
 
 
+def _source(source: Volume | str | None) -> SnapshotSource | CloneSource | None:
+    if isinstance(source, str):
+        return SnapshotSource(source)
+    return CloneSource(source.id) if source else None
+
+
 class Site:
     """One node with its pool: what the engine would ask, in short."""
 
@@ -52,9 +58,7 @@ class Site:
                 parameters=LoopParameters(preallocate=preallocate),
                 size=size,
                 volume_id=id_of(name),
-                source=SnapshotSource(source)
-                if isinstance(source, str)
-                else source and CloneSource(source.id),
+                source=_source(source),
             )
         )
 
@@ -105,7 +109,7 @@ def clean(tmp_path: Path) -> Iterator[None]:
             with suppress(InUse):
                 mounts.unmount(mount.mount_point)
         for attribute in Path("/sys/block").glob("loop*/loop/backing_file"):
-            with suppress(InUse, FileNotFoundError):
+            with suppress(InUse, OSError):  # detached meanwhile
                 if attribute.read_text().startswith(f"{tmp_path}/"):
                     loop.detach(f"/dev/{attribute.parts[3]}")
 

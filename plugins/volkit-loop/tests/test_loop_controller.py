@@ -12,6 +12,7 @@ from volkit import (
     AccessMode,
     AlreadyExists,
     Capability,
+    CapacityRange,
     CloneSource,
     InUse,
     InvalidArgument,
@@ -142,7 +143,7 @@ def test_a_preallocated_volume_stays_so_when_it_grows(site: Any) -> None:
     volume = site.create("one", 4 * MIB, preallocate=True)
     for size in (4 * MIB, 8 * MIB):
         request = requests.ExpandVolumeRequest(
-            volume_id=volume.id, capacity_range=requests.CapacityRange(required=size), size=size
+            volume_id=volume.id, capacity_range=CapacityRange(required=size), size=size
         )
         assert site.controller.expand_volume(request).capacity == size
         found = site.image(volume.id).stat()
@@ -157,7 +158,7 @@ def test_a_volume_that_does_not_fit_changes_nothing(site: Any) -> None:
     with pytest.raises(ResourceExhausted):
         site.controller.expand_volume(
             requests.ExpandVolumeRequest(
-                volume_id=volume.id, capacity_range=requests.CapacityRange(), size=before * 2 // 4096 * 4096
+                volume_id=volume.id, capacity_range=CapacityRange(), size=before * 2 // 4096 * 4096
             )
         )
     assert site.image(volume.id).stat().st_size == MIB
@@ -228,7 +229,7 @@ def test_a_volume_in_use_is_not_deleted(site: Any, mounted: Any) -> None:
     assert loop.find(str(site.image(volume.id))) == [device]
     mounts.unmount(str(target))
     site.delete(volume.id)  # attached still, by nobody: a leftover
-    assert loop.status(device) is None or loop.status(device).backing_file != str(site.image(volume.id))
+    assert loop.find(str(site.image(volume.id))) == []
 
 
 def test_nothing_of_a_capability_reaches_the_disk_layout(site: Any) -> None:

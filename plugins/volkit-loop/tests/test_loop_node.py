@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from volkit import AccessMode, AccessType, Capability, FailedPrecondition, NotFound, requests
-from volkit.host import devices, filesystems, loop, mounts
+from volkit import AccessMode, AccessType, Capability, CapacityRange, FailedPrecondition, NotFound, requests
+from volkit.host import devices, files, filesystems, loop, mounts
 from volkit_loop import freeze
-from volkit_loop import pool as pool_module
 
 MIB = 1 << 20
 RAW = Capability(access_type=AccessType.BLOCK)
@@ -24,12 +23,18 @@ READERS = Capability(access_type=AccessType.BLOCK, access_mode=AccessMode.SINGLE
 pytestmark = [pytest.mark.root, pytest.mark.needs("mkfs.ext4")]
 
 
+def status(device: str) -> loop.LoopStatus:
+    found = loop.status(device)
+    assert found
+    return found
+
+
 def test_connect_and_disconnect(site: Any) -> None:
     volume = site.create("one", 16 * MIB)
     connection = site.connect(volume)
     assert devices.verify(connection.device, connection.identity) == connection.device
     assert devices.size(connection.device) == 16 * MIB
-    assert loop.status(connection.device).direct_io
+    assert status(connection.device).direct_io
     assert site.connect(volume, resumed=True) == connection
     assert site.connect(volume) == connection
     site.disconnect(volume, connection)
@@ -88,9 +93,9 @@ def test_twenty_devices_at_once(site: Any) -> None:
 def test_a_raw_reader_cannot_write_and_a_file_system_can_replay_its_log(site: Any) -> None:
     volume = site.create("one")
     connection = site.connect(volume, capability=READERS)
-    assert loop.status(connection.device).read_only
+    assert status(connection.device).read_only
     writable = site.connect(volume, capability=RAW)
-    assert not loop.status(writable.device).read_only
+    assert not status(writable.device).read_only
     assert loop.find(str(site.image(volume.id))) == [writable.device]
     site.disconnect(volume, writable)
     for more in (
@@ -98,14 +103,14 @@ def test_a_raw_reader_cannot_write_and_a_file_system_can_replay_its_log(site: An
         {"capability": Capability(access_mode=AccessMode.SINGLE_NODE_READER_ONLY)},
     ):
         connection = site.connect(volume, **more)
-        assert not loop.status(connection.device).read_only
+        assert not status(connection.device).read_only
         site.disconnect(volume, connection)
 
 
 def test_direct_io_is_a_setting(tmp_path: Path, site: Any) -> None:
     buffered = type(site)(tmp_path / "buffered", direct_io=False)
     volume = buffered.create("one")
-    assert not loop.status(buffered.connect(volume).device).direct_io
+    assert not status(buffered.connect(volume).device).direct_io
 
 
 @pytest.mark.needs("mkfs.xfs", "xfs_growfs")
@@ -114,7 +119,7 @@ def test_a_mounted_volume_grows(site: Any, mounted: Any) -> None:
     place = mounted(volume, "xfs", fresh=True)
     connection = site.connect(volume, resumed=True)
     request = requests.ExpandVolumeRequest(
-        volume_id=volume.id, capacity_range=requests.CapacityRange(required=400 * MIB), size=400 * MIB
+        volume_id=volume.id, capacity_range=CapacityRange(required=400 * MIB), size=400 * MIB
     )
     assert site.controller.expand_volume(request).node_expansion_required
     with pytest.raises(FailedPrecondition, match="expand the volume first"):
@@ -199,14 +204,14 @@ def test_a_copy_that_takes_too_long_lets_the_file_system_go(
     here = type(site)(filesystem("ext4"), freeze_limit=0.2)
     volume = here.create("one", 32 * MIB)
     place = mounted(volume, "ext4", fresh=True, at=here)
-    real = pool_module.files.clone
+    real = files.clone
 
     def slow(source: str, made: str) -> Any:
         time.sleep(1)
         (place / "written-meanwhile").write_text("x")  # would wait for ever were it frozen still
         return real(source, made)
 
-    monkeypatch.setattr(pool_module.files, "clone", slow)
+    monkeypatch.setattr(files, "clone", slow)
     with pytest.raises(FailedPrecondition, match="freezeLimit"):
         here.snapshot("cut", volume)
     (place / "written-later").write_text("x")

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from volkit import AlreadyExists, FailedPrecondition, NotFound, OutOfRange, ResourceExhausted, Unavailable
-from volkit_loop import pool as pool_module
+from volkit.host import files
 from volkit_loop.pool import SNAPSHOTS, VOLUMES, Pool
 
 MIB = 1 << 20
@@ -93,8 +93,8 @@ def test_a_pool_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pool_that_went_away_proves_nothing_about_its_volumes(tmp_path: Path) -> None:
-    pool = Pool(tmp_path / "pool") if (tmp_path / "pool").mkdir() is None else None
-    assert pool
+    (tmp_path / "pool").mkdir()
+    pool = Pool(tmp_path / "pool")
     pool.create(VOLUMES, "v1234567", MIB)
     os.rename(tmp_path / "pool", tmp_path / "elsewhere")
     with pytest.raises(Unavailable, match="is its file system mounted"):
@@ -164,7 +164,7 @@ def test_a_process_that_lives_keeps_what_it_is_making(
                         "Pool(Path(sys.argv[1]))", tmp_path).stderr.splitlines())  # fmt: skip
         real(*args, **kwargs)
 
-    monkeypatch.setattr(pool_module.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     assert pool.create(VOLUMES, "v1234567", MIB).size == MIB
     assert seen == []
 
@@ -273,6 +273,7 @@ def test_the_ledger_never_promises_more_than_there_is_and_refuses_nothing_that_f
 def apply(pool: Pool, place: Path, step: str, volume: str, snapshot: str, size: int) -> None:
     free, claimed = free_and_claimed(place)
     left = free - claimed
+    needed = 0
     try:
         if step in ("create", "thick"):
             needed = size
@@ -287,16 +288,13 @@ def apply(pool: Pool, place: Path, step: str, volume: str, snapshot: str, size: 
             pool.create(SNAPSHOTS, snapshot, source.size, source=source)
         elif step == "grow":
             image = pool.get(VOLUMES, volume)
-            needed = max(size, 0)
+            needed = size
             pool.grow(image, image.size + size)
         elif step == "remove":
-            needed = 0
             pool.remove(pool.get(VOLUMES, volume))
         elif step == "foreign":
-            needed = 0
             (place / "foreign").write_bytes(bytes(min(size, left)))
         else:
-            needed = 0
             image = pool.get(VOLUMES, volume)
             with open(image.path, "r+b") as file:
                 if step == "write":
@@ -479,7 +477,7 @@ def test_a_copy_that_was_written_meanwhile_is_thrown_away(
 ) -> None:
     pool = Pool(filesystem("ext4"))
     volume = pool.create(VOLUMES, "v-source", 8 * MIB)
-    real = pool_module.files.clone
+    real = files.clone
 
     def clone(source: str, made: str) -> Any:
         way = real(source, made)
@@ -487,7 +485,7 @@ def test_a_copy_that_was_written_meanwhile_is_thrown_away(
         write(source, 0, 1)
         return way
 
-    monkeypatch.setattr(pool_module.files, "clone", clone)
+    monkeypatch.setattr(files, "clone", clone)
     with pytest.raises(FailedPrecondition, match="written to while it was copied"):
         pool.create(SNAPSHOTS, "s-cut", 8 * MIB, source=volume)
     assert list(pool.after(SNAPSHOTS)) == []

@@ -137,7 +137,7 @@ def loop_info(descriptor: int) -> tuple[Any, ...] | None:
 
 
 def identity(descriptor: int, wanted: Collection[str] | None = None) -> dict[str, str]:
-    """What tells this device from another: see `devices.read_identity`; of the attributes only those `wanted`, where given."""
+    """What tells this device from another: see `devices.read_identity`. `wanted` names the attributes to look at."""
     device_number = number(descriptor)
     place = sysfs(device_number)
     found = {"size": str(size(descriptor))}

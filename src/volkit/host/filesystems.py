@@ -143,7 +143,8 @@ def _require_blank(found: Probe, device: str, fs_type: str, over_partial: bool) 
 
 def _require_unused(descriptor: int, device: str, refused: str) -> None:
     try:
-        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        with process.starting:
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
         users = _block.users(_block.number(descriptor))
         raise refusal(error, f"{device} is in use{users}, {refused}") from error

@@ -213,6 +213,10 @@ def detach(device: str, *, expect: Mapping[str, str] | None = None, timeout: flo
     nobody sees.
     """
     try:
+        # somebody else's device is not even held for a moment: his mkfs would find it in use
+        with _block.opened(device) as descriptor:
+            if not _attached_as_expected(descriptor, device, expect):
+                return False
         # exclusive: what is mounted is refused untouched, and nobody can mount it from here on
         with _block.opened(device, os.O_RDONLY | os.O_EXCL) as descriptor:
             if not _attached_as_expected(descriptor, device, expect):

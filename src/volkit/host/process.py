@@ -180,6 +180,11 @@ def abandoned() -> int:
         return len(_abandoned)
 
 
+starting: Final = threading.Lock()
+"""Held while a program is started. Until it executes it has a copy of every descriptor of this process: whoever opens a
+device exclusively for a moment holds this lock too, or the device stays in use for as long as somebody else's start takes.
+"""
+
 _lock: Final = threading.Lock()
 _abandoned: Final[list[Popen[bytes]]] = []
 _places: Final[dict[str, threading.BoundedSemaphore]] = {}
@@ -205,16 +210,17 @@ def _start(argv: list[str], fed: bool, env: Mapping[str, str] | None, fds: tuple
     from subprocess import DEVNULL, PIPE, Popen
 
     try:
-        return Popen(
-            argv,
-            stdin=PIPE if fed else DEVNULL,
-            stdout=PIPE,
-            stderr=PIPE,
-            bufsize=0,
-            env=_environment(env),
-            pass_fds=fds,
-            start_new_session=True,
-        )
+        with starting:
+            return Popen(
+                argv,
+                stdin=PIPE if fed else DEVNULL,
+                stdout=PIPE,
+                stderr=PIPE,
+                bufsize=0,
+                env=_environment(env),
+                pass_fds=fds,
+                start_new_session=True,
+            )
     except OSError as error:
         raise refusal(error, f"cannot start {argv[0]}") from None
 

@@ -75,7 +75,7 @@ class SqliteJournal(Journal):
             raise Unavailable(f"the journal {self.path} cannot be opened ({error})") from error
         except sqlite3.DatabaseError as error:
             raise FailedPrecondition(
-                f"the journal {self.path} cannot be opened ({error}): move it aside; volumes are found again from the backend"
+                f"the journal {self.path} cannot be opened ({error}): move it aside; volumes are found again"
             ) from error
 
     def _connect(self) -> sqlite3.Connection:

@@ -17,7 +17,7 @@ NODE: Final = "volkit.io/node"
 class LoopSettings:
     """`-o pool=DIR` and the rest."""
 
-    pool: Path = option(help="directory of the images, on ext4, xfs, btrfs or tmpfs")  # noqa: RUF009
+    pool: Path = option(help="directory of the images, on ext4, xfs, btrfs or tmpfs")
     overcommit: float = option(
         default=1.0, at_least=1, at_most=1000, help="bytes promised to volumes for each byte that is free"
     )

@@ -3,7 +3,7 @@
 The name is recorded before the backend is asked (one durable write), the id after it (not durable: it can be
 found again).
 
-    volume-name/<name>  {"state": "creating", "token": …, "request": …}   then  {"id": …}
+    volume-name/<name>  {"state": "creating", "request": …}   then  {"id": …}
     volume/<id>         {"name": …, "request": …}                        and while it goes  {…, "state": "deleting"}
 
 After a crash the repeat of a call finds the record of the first, looks at what really happened, and goes on
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
@@ -30,6 +29,9 @@ from volkit.model import Secrets, Snapshot, Volume
 T = TypeVar("T", Volume, Snapshot)
 
 _log = logging.getLogger("volkit.engine")
+
+_GENERATIONS = 100
+"""How often a name is made, deleted and made again, at most, while a storage remembers all of its tokens."""
 
 
 @frozen
@@ -129,18 +131,24 @@ class Making(Generic[T]):
         Raises the backend's own final error where it is proven that nothing was made, an Ambiguous one where
         it may have been.
         """
-        name_key = self._name_key(name)
-        entry = self._journal.get(name_key)
-        token = (entry.value.get("token") if entry else None) or uuid.uuid4().hex
-        self._journal.write(
-            Put(name_key, {"state": "creating", "token": token, "request": asked}), durable=True
-        )
+        self._journal.write(Put(self._name_key(name), {"state": "creating", "request": asked}), durable=True)
         try:
-            thing = make(self.id_for(name), token)
+            thing = self._made(name, secrets, make)
         except VolkitError as error:
             thing = self._after_failure(name, secrets, error)
         self._settle(name, thing, asked)
         return thing
+
+    def _made(self, name: str, secrets: Secrets, make: Callable[[str, str], T]) -> T:
+        """What `make` makes. The tokens of a name are the same each time, so that a lost journal doubles nothing; where the
+        storage answers one with a thing that was deleted since, the next one is taken.
+        """
+        for generation in range(_GENERATIONS):
+            token = hashlib.blake2b(f"{self._sort}/{generation}/{name}".encode(), digest_size=16).hexdigest()
+            thing = make(self.id_for(name), token)
+            if self._findable or not self._repeatable or self._look_for(thing.id, name, secrets) is not None:
+                return thing
+        raise Unavailable(f"{self._sort} {name!r}: the storage answers {_GENERATIONS} tokens with what it has no more")
 
     def _after_failure(self, name: str, secrets: Secrets, error: VolkitError) -> T:
         """Settle a failed create by looking: the thing where it is there after all, else the error that is

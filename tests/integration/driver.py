@@ -136,6 +136,11 @@ class Driver:
     def end(self) -> None:
         """Kill it and everything it started, unmount and detach what is below its directory."""
         self.client.close()
+        self.end_processes()
+        sweep(self.home)
+
+    def end_processes(self) -> None:
+        """SIGKILL to it and to everything it started."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -146,7 +151,6 @@ class Driver:
                     os.kill(pid, signal.SIGKILL)
             assert time.monotonic() < deadline, f"processes that do not end: {orphans}"
             time.sleep(0.02)
-        sweep(self.home)
 
     def children(self) -> Iterator[int]:
         """The processes that have its TMPDIR."""

@@ -171,4 +171,3 @@ def test_two_hundred_at_once_leave_nothing_behind(driver: Driver, orchestrator: 
         assert list((driver.home / place).iterdir()) == []
     assert "failed unexpectedly" not in driver.text()
     driver.stop()
-    assert list((driver.pool / "making").iterdir()) == []

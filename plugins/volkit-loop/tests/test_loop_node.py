@@ -35,8 +35,11 @@ def test_connect_and_disconnect(site: Any) -> None:
     assert devices.verify(connection.device, connection.identity) == connection.device
     assert devices.size(connection.device) == 16 * MIB
     assert status(connection.device).direct_io
-    assert site.connect(volume, resumed=True) == connection
-    assert site.connect(volume) == connection
+    assert connection.zeroed
+    for resumed in (True, False):
+        again = site.connect(volume, resumed=resumed)
+        assert (again.device, again.identity) == (connection.device, connection.identity)
+        assert not again.zeroed  # who knows what was written to it since
     site.disconnect(volume, connection)
     assert loop.find(str(site.image(volume.id))) == []
     site.disconnect(volume, connection)

@@ -215,7 +215,8 @@ class Pool:
             balance.claims -= claim
             balance.free += image.allocated
         files.sync_directory(os.path.dirname(image.path))
-        os.unlink(gone)
+        with suppress(FileNotFoundError):  # swept by a process that starts
+            os.unlink(gone)
 
     @contextmanager
     def _reserved(self, size: int, record: Record) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from volkit import requests
 from volkit.errors import Ambiguous, InvalidToken
 from volkit.operations import OPERATIONS
-from volkit.requests import ListRequest, Page, make_token, read_token
+from volkit.requests import ListRequest, Page
 
 IDS = st.text(st.sampled_from("ab%:/ü\U0010ffff"), min_size=1, max_size=3)
 
@@ -54,8 +55,21 @@ def test_a_token_outlives_its_entry() -> None:
 
 
 @given(IDS)
-def test_tokens(id_: str) -> None:
-    assert read_token(make_token(id_)) == id_
+def test_a_token_is_read_as_it_was_made(id_: str) -> None:
+    token = Page.of([id_, f"{id_}b"], ListRequest(limit=1), str).next_token
+    assert ListRequest(token=token).after == id_
+
+
+def test_no_more_is_taken_than_the_page_holds_and_one() -> None:
+    taken: list[str] = []
+
+    def entries() -> Iterator[tuple[str, str]]:
+        for id_ in "abcdef":
+            taken.append(id_)
+            yield id_, id_
+
+    assert Page.take(entries(), ListRequest(limit=2)).entries == ("a", "b")
+    assert taken == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("token", ["x", "5", "after", "after:", "After:a", " after:a", ":a", "\0"])

@@ -146,8 +146,6 @@ if TYPE_CHECKING:
         ValidateCapabilitiesRequest,
         ValidateCapabilitiesResult,
         VolumeEntry,
-        make_token,
-        read_token,
     )
     from volkit.validate import file_name, split_metadata
 
@@ -241,8 +239,6 @@ __all__ = [
     "ValidateCapabilitiesRequest",
     "ValidateCapabilitiesResult",
     "VolumeEntry",
-    "make_token",
-    "read_token",
     # errors
     "ERRORS",
     "Aborted",
@@ -328,8 +324,7 @@ _NAMES = {
         GetVolumeRequest ListPublishedRequest ListPublishedResult ListRequest ListSnapshotsRequest
         ModifyVolumeRequest NodeExpandRequest NodeExpandResult NodeInfo NodeInfoRequest NodePublishRequest
         NodeStageRequest NodeStats NodeStatsRequest NodeUnpublishRequest NodeUnstageRequest Page
-        ResizeRequest ValidateCapabilitiesRequest ValidateCapabilitiesResult VolumeEntry make_token
-        read_token
+        ResizeRequest ValidateCapabilitiesRequest ValidateCapabilitiesResult VolumeEntry
     """,
     "validate": "file_name split_metadata",
 }

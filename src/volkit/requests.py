@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from attrs import field, frozen
@@ -35,6 +35,8 @@ from volkit.model import (
 
 P = TypeVar("P")
 T = TypeVar("T")
+
+_TOKEN = "after:"  # of a page: "after this id"
 
 
 def _mapping() -> Any:
@@ -115,6 +117,15 @@ class ListRequest:
     token: str = ""
     secrets: Secrets = NO_SECRETS
 
+    @property
+    def after(self) -> str:
+        """The id that the page begins after, "" at the start. Raises InvalidToken for a token that no page gave out."""
+        if not self.token:
+            return ""
+        if not self.token.startswith(_TOKEN) or self.token == _TOKEN:
+            raise InvalidToken("the paging token was not given out by this listing: begin again without one")
+        return self.token.removeprefix(_TOKEN)
+
 
 @frozen(kw_only=True)
 class ListSnapshotsRequest(ListRequest):
@@ -133,30 +144,26 @@ class Page(Generic[T]):
 
     @classmethod
     def of(cls, ids: Sequence[str], request: ListRequest, load: Callable[[str], T | None]) -> Page[T]:
-        """One page out of sorted `ids`; `load` makes an entry of an id, or None where it is gone meanwhile.
+        """One page out of sorted `ids`; `load` makes an entry of an id, or None where it is gone meanwhile."""
+        start = bisect.bisect_right(ids, request.after) if request.after else 0
+        entries = ((id_, entry) for id_ in ids[start:] if (entry := load(id_)) is not None)
+        return cls.take(entries, request)
+
+    @classmethod
+    def take(cls, entries: Iterable[tuple[str, T]], request: ListRequest) -> Page[T]:
+        """One page of what comes after `request.after`, given as (id, entry) in an order that stays the same.
 
         The token is the last id of the page, so that what comes and goes between two pages neither repeats
-        nor hides another entry. Raises InvalidToken where the token is not one that this function gave out.
+        nor hides another entry. No more is taken from `entries` than the page holds, and one.
         """
-        start = bisect.bisect_right(ids, read_token(request.token)) if request.token else 0
-        end = start + request.limit if request.limit else len(ids)
-        entries = [entry for id_ in ids[start:end] if (entry := load(id_)) is not None]
-        return cls(entries=entries, next_token=make_token(ids[end - 1]) if end < len(ids) else "")
-
-
-_TOKEN = "after:"
-
-
-def make_token(last_id: str) -> str:
-    """The paging token that says "after this id"."""
-    return _TOKEN + last_id
-
-
-def read_token(token: str) -> str:
-    """The id in a token of `make_token`. Raises InvalidToken for any other text."""
-    if not token.startswith(_TOKEN) or token == _TOKEN:
-        raise InvalidToken("the paging token was not given out by this listing: begin again without one")
-    return token.removeprefix(_TOKEN)
+        found: list[T] = []
+        last = ""
+        for id_, entry in entries:
+            if request.limit and len(found) == request.limit:
+                return cls(entries=found, next_token=_TOKEN + last)
+            found.append(entry)
+            last = id_
+        return cls(entries=found)
 
 
 @frozen(kw_only=True)

@@ -29,6 +29,7 @@ from volkit.errors import (
     Ambiguous,
     FailedPrecondition,
     InUse,
+    InvalidArgument,
     NotBlank,
     NotFound,
     OutOfRange,
@@ -97,13 +98,30 @@ class Staging:
                 **{part: old[part] for part in ("connection", "format") if old and old.get(part)},
             }
             self._journal.write(Put(stage_key, record), durable=False)
-            connection = self._connect(request, resumed=old is not None)
+            connection = self._connected(stage_key, request, old)
+            if isinstance(connection, BlockConnection):
+                devices.verify(connection.device, connection.identity)
+            record = {**record, "state": "connected", "connection": _to_record(connection)}
+            if mounts.is_mount_point(request.staging_target_path):
+                self._adopt(stage_key, record, request, connection)
+                return
             try:
                 self._settle_stage(stage_key, record, request, connection)
             except VolkitError as error:
                 if not isinstance(error, Ambiguous):
                     self._undo_stage(stage_key, request, connection)
                 raise
+
+    def _connected(
+        self, stage_key: str, request: requests.NodeStageRequest, old: Mapping[str, Any] | None
+    ) -> Connection:
+        """What connect returns; after its final refusal nobody calls unstage, so nothing stays recorded."""
+        try:
+            return self._connect(request, resumed=old is not None)
+        except VolkitError as error:
+            if old is None and not isinstance(error, Ambiguous):
+                self._journal.write(Delete(stage_key), durable=False)
+            raise
 
     def _connect(
         self, request: requests.NodeStageRequest | requests.NodePublishRequest, *, resumed: bool
@@ -121,9 +139,7 @@ class Staging:
             resumed=resumed,
         )
         connection: Connection = call_backend(self._node.connect, wanted, (BlockConnection, FileConnection))
-        if isinstance(connection, BlockConnection):
-            devices.verify(connection.device, connection.identity)
-        elif request.capability.block:
+        if request.capability.block and not isinstance(connection, BlockConnection):
             self._disconnect(request.volume_id, connection)
             raise UnsupportedVolume(f"volume {request.volume_id!r} is no block device: mount it")
         return connection
@@ -136,7 +152,6 @@ class Staging:
         connection: Connection,
     ) -> None:
         """Record the connection, and mount what it leads to at the staging path."""
-        record = {**record, "state": "connected", "connection": _to_record(connection)}
         fs_type = ""
         if isinstance(connection, BlockConnection) and not request.capability.access_mode.read_only:
             devices.set_read_only(connection.device, False)  # a device number keeps what its last user set
@@ -146,6 +161,31 @@ class Staging:
         self._journal.write(Put(stage_key, record), durable=True)
         if not request.capability.block:
             self._mount(connection, fs_type, request)
+
+    def _adopt(
+        self,
+        stage_key: str,
+        record: dict[str, Any],
+        request: requests.NodeStageRequest,
+        connection: Connection,
+    ) -> None:
+        """A mount at the staging path that no record tells of, since the journal was lost: it is the wanted one, or
+        it stays untouched. Raises FailedPrecondition.
+        """
+        path, capability = request.staging_target_path, request.capability
+        here = mounts.mount_at(path)
+        if (
+            here is None
+            or capability.block
+            or not _is_mounted(connection, path, here)
+            or here.read_only != capability.access_mode.read_only
+            or capability.fs_type not in ("", here.fs_type)
+        ):
+            raise FailedPrecondition(
+                f"something else is mounted at {path}, or in another way: unstage volume {request.volume_id!r} there first"
+            )
+        fs_type = here.fs_type if isinstance(connection, BlockConnection) else ""
+        self._journal.write(Put(stage_key, {**record, "fs_type": fs_type, "format": None}), durable=True)
 
     def _ensure_file_system(
         self,
@@ -158,7 +198,8 @@ class Staging:
         harmless.
 
         Permitted: the context says firstFormat. Proven: the whole head and tail were read and bear no
-        signature; or an mkfs of ours was cut short on this very device. Raises NotBlank, FailedPrecondition.
+        signature; or an mkfs of ours was cut short on this very device, and the kernel does not mount what is there:
+        another node may have finished what we began, and put data in it. Raises NotBlank, FailedPrecondition.
         """
         capability, volume, device = request.capability, request.volume_id, connection.device
         wanted = capability.fs_type or self._backend.limits.fs_types[0]
@@ -168,7 +209,8 @@ class Staging:
             raise NotBlank(
                 f"volume {volume!r}: {device} holds a {found.type or 'thing of unknown type'}: nothing is done to it"
             )
-        if found.state is State.FILESYSTEM and not unfinished:
+        torn = found.type == unfinished and not _mounts(device, found.type, request.staging_target_path)
+        if found.state is State.FILESYSTEM and not torn:
             if capability.fs_type and found.type != capability.fs_type:
                 raise NotBlank(
                     f"volume {volume!r} holds a file system of type {found.type}, asked for is {capability.fs_type}"
@@ -188,8 +230,8 @@ class Staging:
         filesystems.make(
             device,
             wanted,
-            zeroed=connection.zeroed,
-            over_partial=bool(unfinished),
+            zeroed=connection.zeroed and not unfinished,
+            over_partial=torn,
             found=found,
             timeout=FORMAT_SECONDS,
         )
@@ -263,7 +305,11 @@ class Staging:
                 mounts.unmount(path)
             recorded = record.get("connection") if record else None
             self._disconnect(request.volume_id, _from_record(recorded) if recorded else None)
-            self._journal.write(Delete(stage_key), durable=False)
+            if record and record.get("format"):  # the next stage has to know of a half-made file system
+                left = {**record, "state": "connecting", "connection": None}
+                self._journal.write(Put(stage_key, left), durable=False)
+            else:
+                self._journal.write(Delete(stage_key), durable=False)
 
     def _disconnect(self, volume_id: str, connection: Connection | None) -> None:
         request = requests.DisconnectRequest(
@@ -302,15 +348,26 @@ class Staging:
                 source = self._staged_source(request)
                 self._refuse_second_target(request)
                 self._journal.write(Put(target_key, wanted), durable=False)
-                _bind(source, request)
+                try:
+                    _bind(source, request)
+                except VolkitError as error:
+                    if not isinstance(error, Ambiguous):  # nobody calls unpublish after it
+                        self._journal.write(Delete(target_key), durable=False)
+                    raise
 
     def _settle_published(
         self, request: requests.NodePublishRequest, old: Mapping[str, Any] | None, wanted: Mapping[str, Any]
     ) -> None:
-        """Something is mounted at the target already: fine where it is what is asked for."""
+        """Something is mounted at the target already: fine where it is what is asked for, recorded or not."""
+        path = request.target_path
+        if old is None and not self._per_pod and mounts.same_mount(self._staged_source(request), path):
+            here = mounts.mount_at(path)
+            if here is not None and here.read_only == _read_only(request):
+                self._journal.write(Put(key("target", request.volume_id, path), wanted), durable=False)
+                return
         if old is None:
             raise FailedPrecondition(
-                f"something is mounted at {request.target_path} that volkit has no record of: unpublish it there first"
+                f"something is mounted at {path} that volkit has no record of: unpublish it there first"
             )
         for part in ("readonly", "capability", "staging"):
             if old[part] != wanted[part]:
@@ -327,8 +384,21 @@ class Staging:
     ) -> None:
         self._refuse_second_target(request)
         self._journal.write(Put(target_key, wanted), durable=False)
-        connection = self._connect(request, resumed=resumed)
-        self._journal.write(Put(target_key, {**wanted, "connection": _to_record(connection)}), durable=True)
+        connection: Connection | None = None
+        try:
+            connection = self._connect(request, resumed=resumed)
+            record = {**wanted, "connection": _to_record(connection)}
+            self._journal.write(Put(target_key, record), durable=True)
+            self._mount_per_pod(connection, request)
+        except VolkitError as error:
+            if not isinstance(error, Ambiguous):  # nobody calls unpublish after it
+                if connection is not None:
+                    self._disconnect(request.volume_id, connection)
+                self._journal.write(Delete(target_key), durable=False)
+            raise
+
+    @staticmethod
+    def _mount_per_pod(connection: Connection, request: requests.NodePublishRequest) -> None:
         if isinstance(connection, BlockConnection):
             raise UnsupportedVolume(
                 "a backend that connects per pod gives file connections, not block devices"
@@ -336,9 +406,8 @@ class Staging:
         if connection.directory:
             _bind(connection.directory, request)
             return
-        paths.ensure_directory(request.target_path)
-        readonly = ["ro"] if request.readonly or request.capability.access_mode.read_only else []
-        flags = [*request.capability.mount_flags, *readonly]
+        paths.ensure_directory(request.target_path, empty=True)
+        flags = [*request.capability.mount_flags, *(["ro"] if _read_only(request) else [])]
         _mount_remote(connection, request.target_path, flags)
 
     def _staged_source(self, request: requests.NodePublishRequest) -> str:
@@ -400,8 +469,11 @@ class Staging:
         if not record or not record.get("connection"):
             return
         connection = _from_record(record["connection"])
-        source = connection.device if isinstance(connection, BlockConnection) else record["path"]
-        if not mounts.same_mount(source, request.target_path):
+        path, here = request.target_path, mounts.mount_at(request.target_path)
+        ours = here is not None and not _is_block(record) and _is_mounted(connection, path, here)
+        if isinstance(connection, BlockConnection) and _is_block(record):
+            ours = mounts.same_mount(connection.device, path)
+        if not ours:
             raise FailedPrecondition(
                 f"what is mounted at {request.target_path} is not volume {request.volume_id!r}: it stays"
             )
@@ -442,7 +514,9 @@ class Staging:
         validate.check_id(request.volume_id)
         record = self._known(request.volume_id, request.volume_path)
         connection = _from_record(record["connection"])
-        usage = self._node.usage(request.volume_id, connection)
+        usage: Usage | None = call_backend(
+            lambda _: self._node.usage(request.volume_id, connection), request, (Usage, type(None))
+        )
         try:
             if usage is None and _is_block(record):
                 usage = Usage(total=devices.size(str(record["connection"]["device"])))
@@ -508,15 +582,35 @@ class Staging:
         validate.check_capability(capability, kind, modes=limits.access_modes, fs_types=limits.fs_types)
 
 
+def _read_only(request: requests.NodePublishRequest) -> bool:
+    return request.readonly or request.capability.access_mode.read_only
+
+
+def _is_mounted(connection: Connection, path: str, here: mounts.Mount) -> bool:
+    """Whether the mount `here` at `path` is of this connection."""
+    if isinstance(connection, BlockConnection):
+        return mounts.mounted_from(connection.device, path)
+    return mounts.same_mount(connection.directory, path) if connection.directory else here.source == connection.source
+
+
+def _mounts(device: str, fs_type: str, path: str) -> bool:
+    """Whether the kernel mounts the file system on the device: it does not take what a killed mkfs left."""
+    paths.ensure_directory(path)
+    try:
+        mounts.mount(device, path, fs_type, filesystems.mount_options(fs_type, read_only=True))
+    except (FailedPrecondition, InvalidArgument):
+        return False
+    mounts.unmount(path)
+    return True
+
+
 def _bind(source: str, request: requests.NodePublishRequest) -> None:
-    readonly = request.readonly or request.capability.access_mode.read_only
+    readonly = _read_only(request)
     if request.capability.block:
-        devices.set_read_only(
-            source, readonly
-        )  # a read-only bind of a device node does not keep anybody from writing
+        devices.set_read_only(source, readonly)  # a read-only bind of a device node keeps nobody from writing
         paths.ensure_file(request.target_path)
     else:
-        paths.ensure_directory(request.target_path)
+        paths.ensure_directory(request.target_path, empty=True)  # what a mount hid could not be removed after it
     mounts.bind(source, request.target_path, read_only=readonly)
 
 

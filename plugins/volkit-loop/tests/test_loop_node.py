@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from volkit import AccessMode, AccessType, Capability, CapacityRange, FailedPrecondition, NotFound, requests
-from volkit.host import devices, files, filesystems, loop, mounts
-from volkit_loop import freeze
+from volkit.host import devices, files, filesystems, freeze, loop, mounts
 
 MIB = 1 << 20
 RAW = Capability(access_type=AccessType.BLOCK)

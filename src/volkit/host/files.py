@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import signal
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Literal
@@ -20,9 +21,26 @@ from typing import Final, Literal
 from volkit.errors import AlreadyExists
 from volkit.host._syscalls import encoded, refusal
 
-__all__ = ["allocate", "clone", "free_bytes", "is_open", "reads_as_zeros", "sync_directory", "write_durably"]
+__all__ = [
+    "allocate",
+    "clone",
+    "free_bytes",
+    "is_open",
+    "reads_as_zeros",
+    "shared_bytes",
+    "sync_directory",
+    "write_durably",
+]
 
 _FICLONE: Final = 0x40049409  # linux/fs.h
+_FIEMAP: Final = 0xC020660B  # linux/fiemap.h
+_FIEMAP_HEADER: Final = struct.Struct(
+    "=QQIIII"
+)  # start, length, flags, mapped extents, room for extents, reserved
+_FIEMAP_EXTENT: Final = struct.Struct("=QQQ16xI12x")  # logical, physical, length, flags
+_FIEMAP_LAST: Final = 0x1
+_FIEMAP_SHARED: Final = 0x2000
+_FIEMAP_ROOM: Final = 512
 _F_SETSIG: Final = 10  # asm-generic/fcntl.h
 _CHUNK: Final = 64 << 20
 _BUFFER: Final = 1 << 20
@@ -251,3 +269,26 @@ def reads_as_zeros(path: str) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def shared_bytes(path: str) -> int:
+    """The bytes of the file in blocks that another file has too, until one of the two is written to (FIEMAP)."""
+    shared: int = 0
+    start = 0
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while True:
+            buffer = bytearray(_FIEMAP_HEADER.size + _FIEMAP_ROOM * _FIEMAP_EXTENT.size)
+            _FIEMAP_HEADER.pack_into(buffer, 0, start, 2**63 - 1 - start, 0, 0, _FIEMAP_ROOM, 0)
+            fcntl.ioctl(descriptor, _FIEMAP, buffer)
+            mapped = _FIEMAP_HEADER.unpack_from(buffer)[3]
+            extents = [
+                _FIEMAP_EXTENT.unpack_from(buffer, _FIEMAP_HEADER.size + i * _FIEMAP_EXTENT.size)
+                for i in range(mapped)
+            ]
+            shared += sum(length for _, _, length, flags in extents if flags & _FIEMAP_SHARED)
+            if not extents or extents[-1][3] & _FIEMAP_LAST:
+                return shared
+            start = extents[-1][0] + extents[-1][2]
+    finally:
+        os.close(descriptor)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from volkit import (
     AlreadyExists,
@@ -30,15 +28,11 @@ from volkit import (
     Topology,
     TopologyRequirement,
     Volume,
-    make_token,
-    read_token,
     requests,
 )
 from volkit.host import loop, mounts
 from volkit_loop.options import LoopParameters, LoopSettings, topology
 from volkit_loop.pool import SNAPSHOTS, VOLUMES, Image, Pool
-
-T = TypeVar("T")
 
 
 class LoopController(
@@ -84,7 +78,8 @@ class LoopController(
         return self._volume(self.pool.get(VOLUMES, request.volume_id))
 
     def list_volumes(self, request: requests.ListRequest) -> Page[Volume]:
-        return self._page(VOLUMES, request, self._volume)
+        images = self.pool.after(VOLUMES, request.after)
+        return Page.take(((image.id, self._volume(image)) for image in images), request)
 
     def expand_volume(self, request: requests.ExpandVolumeRequest) -> requests.ExpandVolumeResult:
         image = self.pool.get(VOLUMES, request.volume_id)
@@ -111,27 +106,15 @@ class LoopController(
         return _snapshot(self.pool.get(SNAPSHOTS, request.snapshot_id))
 
     def list_snapshots(self, request: requests.ListSnapshotsRequest) -> Page[Snapshot]:
-        parent = f"{VOLUMES}/{request.source_volume_id}" if request.source_volume_id else ""
-        return self._page(SNAPSHOTS, request, _snapshot, parent)
+        of = request.source_volume_id
+        found = ((image.id, _snapshot(image)) for image in self.pool.after(SNAPSHOTS, request.after))
+        return Page.take((one for one in found if of in ("", one[1].source_volume_id)), request)
 
     def get_capacity(self, request: requests.CapacityRequest[LoopParameters]) -> requests.CapacityResult:
         if request.topology and not self._is_here(request.topology):
             return requests.CapacityResult(available=0)
         available = self.pool.available(preallocate=request.parameters.preallocate)
         return requests.CapacityResult(available=available, maximum_volume_size=available)
-
-    def _page(
-        self, kind: str, request: requests.ListRequest, entry: Callable[[Image], T], parent: str = ""
-    ) -> Page[T]:
-        """One page; its token is its last id, so that no image that stays is listed twice or left out."""
-        found: list[Image] = []
-        for image in self.pool.after(kind, read_token(request.token) if request.token else ""):
-            if parent and image.record.parent != parent:
-                continue
-            if request.limit and len(found) == request.limit:
-                return Page(entries=map(entry, found), next_token=make_token(found[-1].id))
-            found.append(image)
-        return Page(entries=map(entry, found))
 
     def _volume(self, image: Image) -> Volume:
         return BlockVolume(id=image.id, capacity=image.size, topology=self.topology, source=_source(image))

@@ -38,9 +38,7 @@ from volkit import (
     Unavailable,
     VolkitError,
 )
-from volkit.host import files
-from volkit_loop import freeze
-from volkit_loop.extents import shared_bytes
+from volkit.host import files, freeze
 from volkit_loop.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -86,7 +84,7 @@ class Image:
 
     def exclusive(self) -> int:
         """Bytes in blocks of its own, which a reflink of it would make it share."""
-        return self.allocated - (shared_bytes(self.path) if self.record.shared else 0)
+        return self.allocated - (files.shared_bytes(self.path) if self.record.shared else 0)
 
     def claim(self) -> int:
         """Bytes it may still take of what is free: for its holes, and for its own copy of what it shares."""
@@ -326,7 +324,7 @@ class Pool:
         for shard in self._shards(VOLUMES):
             for entry in os.scandir(f"{self._root}/{VOLUMES}/{shard}"):
                 found = entry.stat()
-                shared = shared_bytes(entry.path) if _SHARED in _read_attribute(entry.path) else 0
+                shared = files.shared_bytes(entry.path) if _SHARED in _read_attribute(entry.path) else 0
                 total += max(found.st_size - found.st_blocks * 512 + shared, 0)
         for making in os.scandir(f"{self._root}/making"):
             if making.is_dir():

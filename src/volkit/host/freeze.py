@@ -1,4 +1,10 @@
-"""Copying a volume in use: its file system is frozen meanwhile, so that the copy is one moment, and clean."""
+"""Copying an image file in use: its file system is frozen meanwhile, so that the copy is one moment, and clean.
+
+```python
+with freeze.frozen(f"{pool}/v1.img", limit=30):
+    files.clone(f"{pool}/v1.img", f"{pool}/.v2.img.new")
+```
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from volkit import FailedPrecondition
+from volkit.errors import FailedPrecondition
 from volkit.host import devices, loop, mounts
 
 log = logging.getLogger(__name__)
@@ -22,9 +28,10 @@ _FITHAW: Final = 0xC0045878
 
 @contextmanager
 def frozen(image: str, limit: float) -> Iterator[None]:
-    """What was written to the volume of this image is in the file, and its file system waits until the end.
+    """What was written through the loop devices of `image` is in the file, and the file systems on them wait
+    until the end (ioctl_fifreeze(2)).
 
-    A volume that is used as a raw device is flushed; its users can go on writing. Raises FailedPrecondition
+    One that is used as a raw device is flushed; its users can go on writing. Raises FailedPrecondition
     at the end where it took more than `limit` seconds: the file system was let go then, and what was copied
     is not to be used.
     """
@@ -80,8 +87,8 @@ def _frozen(mount_point: str, limit: float) -> Iterator[None]:
             in_time = _thaw(descriptor)
         if not in_time:
             raise FailedPrecondition(
-                f"copying took longer than the {limit:g} s that {mount_point} may be frozen (freezeLimit): "
-                "unmount the volume first, or put the pool on xfs or btrfs, where a copy takes no time"
+                f"copying took longer than the {limit:g} s that {mount_point} may be frozen: "
+                "unmount the volume first, or keep the images on xfs or btrfs, where a copy takes no time"
             )
     finally:
         os.close(descriptor)

@@ -29,10 +29,10 @@ from volkit.errors import (
     Ambiguous,
     FailedPrecondition,
     InUse,
-    InvalidArgument,
     NotBlank,
     NotFound,
     OutOfRange,
+    Unavailable,
     UnsupportedVolume,
     VolkitError,
 )
@@ -61,6 +61,8 @@ MOUNT_SECONDS = 60.0
 
 FORMAT_SECONDS = 600.0
 """How long mkfs may take."""
+
+_XFS_IN_PROGRESS = 126
 
 _CONNECTIONS = {"block": BlockConnection, "file": FileConnection}
 
@@ -198,8 +200,8 @@ class Staging:
         harmless.
 
         Permitted: the context says firstFormat. Proven: the whole head and tail were read and bear no
-        signature; or an mkfs of ours was cut short on this very device, and the kernel does not mount what is there:
-        another node may have finished what we began, and put data in it. Raises NotBlank, FailedPrecondition.
+        signature; or an mkfs of ours was cut short on this very device, and what is there is half made: another node
+        may have begun anew after us, finished, and put data in it. Raises NotBlank, FailedPrecondition.
         """
         capability, volume, device = request.capability, request.volume_id, connection.device
         wanted = capability.fs_type or self._backend.limits.fs_types[0]
@@ -209,7 +211,7 @@ class Staging:
             raise NotBlank(
                 f"volume {volume!r}: {device} holds a {found.type or 'thing of unknown type'}: nothing is done to it"
             )
-        torn = found.type == unfinished and not _mounts(device, found.type, request.staging_target_path)
+        torn = found.type == unfinished and _half_made(device, found.type)
         if found.state is State.FILESYSTEM and not torn:
             if capability.fs_type and found.type != capability.fs_type:
                 raise NotBlank(
@@ -593,15 +595,17 @@ def _is_mounted(connection: Connection, path: str, here: mounts.Mount) -> bool:
     return mounts.same_mount(connection.directory, path) if connection.directory else here.source == connection.source
 
 
-def _mounts(device: str, fs_type: str, path: str) -> bool:
-    """Whether the kernel mounts the file system on the device: it does not take what a killed mkfs left."""
-    paths.ensure_directory(path)
-    try:
-        mounts.mount(device, path, fs_type, filesystems.mount_options(fs_type, read_only=True))
-    except (FailedPrecondition, InvalidArgument):
+def _half_made(device: str, fs_type: str) -> bool:
+    """Whether a killed mkfs left this signature: xfs has its superblock first, with sb_inprogress set until all is
+    written (xfs_sb, "XFS Algorithms & Data Structures"). The others write theirs last, so it is of a whole one.
+    """
+    if fs_type != "xfs":
         return False
-    mounts.unmount(path)
-    return True
+    try:
+        with open(device, "rb", buffering=0) as file:
+            return file.read(512)[_XFS_IN_PROGRESS] != 0
+    except (OSError, IndexError) as error:
+        raise Unavailable(f"{device} cannot be read ({error}): check the storage") from error
 
 
 def _bind(source: str, request: requests.NodePublishRequest) -> None:

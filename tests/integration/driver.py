@@ -71,11 +71,14 @@ class Driver:
                 env=self.environment,
                 start_new_session=True,
             )
-        try:
-            self.client.wait(timeout=20)
-        except CallError:
-            raise AssertionError(f"the driver does not serve: {self.text()[-2000:]}") from None
-        return self
+        end = time.monotonic() + 20
+        while True:
+            try:
+                self.client.wait(timeout=0.5)
+            except CallError:
+                assert self.running() and time.monotonic() < end, f"it does not serve: {self.text()[-2000:]}"
+            else:
+                return self
 
     def running(self) -> bool:
         """Is the process there?"""

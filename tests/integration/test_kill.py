@@ -134,18 +134,19 @@ POINTS = {
     "image removed": ("volkit_loop.pool", "Pool", "remove", (1, 3)),
     "device attached": ("volkit_loop.node", "LoopNode", "connect", (1, 2)),
     "device detached": ("volkit_loop.node", "LoopNode", "disconnect", (1,)),
-    "file system made": ("volkit.host", "filesystems", "make", (1,)),
-    "mounted": ("volkit.host", "mounts", "mount", (1, 2)),
-    "bound": ("volkit.host", "mounts", "bind", (1,)),
-    "unmounted": ("volkit.host", "mounts", "unmount", (1, 2)),
-    "target removed": ("volkit.host", "paths", "remove_target", (1,)),
+    "file system made": ("volkit.host.filesystems", "", "make", (1,)),
+    "mounted": ("volkit.host.mounts", "", "mount", (1, 2)),
+    "bound": ("volkit.host.mounts", "", "bind", (1,)),
+    "unmounted": ("volkit.host.mounts", "", "unmount", (1, 2)),
+    "target removed": ("volkit.host.paths", "", "remove_target", (1,)),
     "recorded": ("volkit.journal.sqlite", "SqliteJournal", "write", tuple(range(1, 9))),
 }
 """A moment, and the function after whose return it is: the first one, the second one …"""
 
 DYING = """
 import importlib, os, signal
-owner = getattr(importlib.import_module({module!r}), {owner!r})
+owner = importlib.import_module({module!r})
+owner = getattr(owner, {owner!r}, owner)
 alive, count = getattr(owner, {name!r}), 0
 def dying(*arguments, **options):
     global count
@@ -251,9 +252,12 @@ def test_an_orphaned_mkfs_keeps_its_device(drivers: Drivers, tmp_path: Path) -> 
         co.call("NodeUnstageVolume", pb.NodeUnstageVolumeRequest(**unstage))
     with pytest.raises(CallError, match="FAILED_PRECONDITION"):
         co.delete(volume.volume_id)
-    (home / "mkfs-go").touch()
     co.patience = 20
-    used = co.use(volume, kind)
+    with ThreadPoolExecutor(1) as caller:
+        using = caller.submit(co.use, volume, kind)
+        wait_for(home / "mkfs-begun", lines=2)
+        (home / "mkfs-go").touch()
+        used = using.result()
     used.write(pattern("v"))
     assert used.read(32 << 10) == pattern("v")
     co.unuse(used)

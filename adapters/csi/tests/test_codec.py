@@ -49,7 +49,9 @@ VOLUMES = st.builds(
     topology=st.lists(TOPOLOGIES, max_size=3).map(tuple),
     source=SOURCES,
 )
-MOMENTS = st.integers(0, 8 * 10**9 * 10**6).map(lambda us: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(0, 0, us))
+MOMENTS = st.integers(0, 8 * 10**9 * 10**6).map(
+    lambda us: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(0, 0, us)
+)
 SNAPSHOTS = st.builds(
     volkit.Snapshot,
     id=TEXT,

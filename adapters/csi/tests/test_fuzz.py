@@ -270,7 +270,11 @@ def test_a_real_server_survives_both(site: Site, tmp_path: Path) -> None:
                 try:
                     return None, "", calls[method](data, timeout=20)
                 except grpc.RpcError as error:
-                    return Code[error.code().name], error.details() or "", b""  # INTERNAL is no Code: a KeyError
+                    return (
+                        Code[error.code().name],
+                        error.details() or "",
+                        b"",
+                    )  # INTERNAL is no Code: a KeyError
 
             for count in range(BY_SERVER):
                 method = METHODS[count % len(METHODS)]

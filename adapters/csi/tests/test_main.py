@@ -4,6 +4,7 @@ codes.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -25,6 +26,17 @@ from volkit_csi.lean import csi_pb2 as pb
 from volkit_csi.lean import grpc
 
 MEMORY = "volkit.testing.memory:MemoryBackend"
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """A driver sets its process's logging up; here the process is that of all tests."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = []
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 class Placed(MemoryNode):

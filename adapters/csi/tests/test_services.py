@@ -395,6 +395,7 @@ def log() -> Iterator[StringIO]:
     """What volkit's own log would say, as JSON lines."""
     root = logging.getLogger()
     handlers_, level = root.handlers[:], root.level
+    root.handlers[:] = []
     stream = StringIO()
     volkit.launch.configure_logging("info", "json", stream)
     yield stream

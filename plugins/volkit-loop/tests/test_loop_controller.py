@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from volkit import (
+    FIRST_FORMAT,
     AccessMode,
     AlreadyExists,
     Capability,
@@ -242,3 +243,17 @@ def test_nothing_of_a_capability_reaches_the_disk_layout(site: Any) -> None:
     )
     site.controller.create_volume(request)
     assert [path.name for path in site.pool.rglob("*.img")] == ["v1234567.img"]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_copy_may_be_formatted_only_where_its_source_was_never_written_to(site: Any, written: bool) -> None:
+    source = site.create("source", 16 * MIB)
+    if written:
+        with site.image(source.id).open("r+b") as file:
+            file.seek(8 * MIB)
+            file.write(b"data")
+    snapshot = site.snapshot("cut", source)
+    for name, copied in (("clone", source), ("restored", snapshot)):
+        copy = site.create(name, 16 * MIB, source=copied)
+        assert dict(copy.context) == ({} if written else {FIRST_FORMAT: "true"})
+        assert site.controller.get_volume(requests.GetVolumeRequest(volume_id=copy.id)) == copy

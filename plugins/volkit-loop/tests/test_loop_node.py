@@ -214,7 +214,7 @@ def test_a_copy_that_takes_too_long_lets_the_file_system_go(
         return real(source, made)
 
     monkeypatch.setattr(files, "clone", slow)
-    with pytest.raises(FailedPrecondition, match="freezeLimit"):
+    with pytest.raises(FailedPrecondition, match="may be frozen"):
         here.snapshot("cut", volume)
     (place / "written-later").write_text("x")
     assert list(here.controller.pool.after("snapshots")) == []

@@ -99,7 +99,7 @@ def make(
     DeadlineExceeded after `timeout` seconds, with the file system half made.
     """
     kind = supported(fs_type)
-    # kept open to the end, so that its number cannot go to another file meanwhile
+    # kept open to the end, by mkfs too, which may outlive this process: the number cannot go to another file meanwhile
     with _block.opened(device) as descriptor:
         _require_room(descriptor, device, fs_type)
         partial = _require_blank(found or probe_open(descriptor, device), device, fs_type, over_partial)
@@ -111,7 +111,7 @@ def make(
             *(kind.fresh() if zeroed and not partial else ()),
             *(kind.force if partial else ()),
         ]
-        process.run([*argv, *options, device], timeout=timeout)
+        process.run([*argv, *options, device], timeout=timeout, pass_fds=[descriptor])
         _block.sync(descriptor, device)
         if _superblock.read_open(descriptor, device, fs_type) is None:
             raise Unavailable(
@@ -132,7 +132,9 @@ def _require_blank(found: Probe, device: str, fs_type: str, over_partial: bool) 
     """Whether a former attempt of the same type is on the device; raises NotBlank for anything else."""
     if found.state is State.BLANK:
         return False
-    if over_partial and found.state is State.FILESYSTEM and found.type == fs_type:
+    # the journal comes late: what a killed mkfs.ext4 leaves may pass for an ext2
+    same = found.type == fs_type or found.type[:3] == fs_type[:3] == "ext"
+    if over_partial and found.state is State.FILESYSTEM and same:
         return True
     what = f"{found.type} {found.uuid}".rstrip()
     raise NotBlank(
@@ -185,12 +187,13 @@ def _check_ext(device: str, timeout: float) -> bool:
         if found.clean or _block.read_only(descriptor):
             return False
         _require_unused(descriptor, device, "it is not checked")
-        return _e2fsck(device, "-p", timeout=timeout)
+        return _e2fsck(descriptor, device, "-p", timeout=timeout)
 
 
-def _e2fsck(device: str, *words: str, timeout: float) -> bool:
+def _e2fsck(descriptor: int, device: str, *words: str, timeout: float) -> bool:
     """Whether it repaired something. The exit status is a sum of bits (man 8 e2fsck)."""
-    result = process.run(["e2fsck", *words, device], timeout=timeout, ok=range(256))
+    argv = ["e2fsck", *words, device]
+    result = process.run(argv, timeout=timeout, ok=range(256), pass_fds=[descriptor])
     output = (result.text + result.stderr.decode("utf-8", "replace")).strip()[-2000:]
     if result.returncode & 4:
         raise FailedPrecondition(
@@ -312,8 +315,8 @@ def _grow_ext_mounted(device: str, mount_point: str, timeout: float) -> None:
 def _grow_ext_unmounted(device: str, timeout: float) -> None:
     with _block.opened(device) as descriptor:
         _require_unused(descriptor, device, "it is not grown")
-        _e2fsck(device, "-f", "-p", timeout=timeout)  # resize2fs insists on a check since the last mount
-        process.run(["resize2fs", device], timeout=timeout)
+        _e2fsck(descriptor, device, "-f", "-p", timeout=timeout)  # resize2fs insists on a check since the last mount
+        process.run(["resize2fs", device], timeout=timeout, pass_fds=[descriptor])
         _block.sync(descriptor, device)
 
 

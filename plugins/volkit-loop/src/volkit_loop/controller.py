@@ -6,6 +6,7 @@ import os
 from datetime import UTC, datetime
 
 from volkit import (
+    FIRST_FORMAT,
     AlreadyExists,
     BlockVolume,
     Clones,
@@ -117,7 +118,13 @@ class LoopController(
         return requests.CapacityResult(available=available, maximum_volume_size=available)
 
     def _volume(self, image: Image) -> Volume:
-        return BlockVolume(id=image.id, capacity=image.size, topology=self.topology, source=_source(image))
+        return BlockVolume(
+            id=image.id,
+            capacity=image.size,
+            context={FIRST_FORMAT: "true"} if image.record.blank else {},
+            topology=self.topology,
+            source=_source(image),
+        )
 
     def _source(self, source: Source | None) -> Image | None:
         if isinstance(source, SnapshotSource):

@@ -61,13 +61,14 @@ _KINDS: Final[dict[int, type[VolkitError]]] = {
 @frozen(kw_only=True)
 class Record:
     """What an image says of itself: made of `parent` ("volumes/ID", "snapshots/ID") at `created` (Unix time);
-    `shared` where it is one side of a reflink.
+    `shared` where it is one side of a reflink, `blank` where its parent had never been written to.
     """
 
     parent: str = ""
     created: float = 0
     preallocate: bool = False
     shared: bool = False
+    blank: bool = False
 
 
 @frozen(kw_only=True)
@@ -173,6 +174,7 @@ class Pool:
             if source:
                 made = f"{place}.copy"
                 record = self._copy(source, made, record)
+                record = evolve(record, blank=files.reads_as_zeros(made))
                 os.truncate(made, size)
                 _write_record(made, record)
             if preallocate:

@@ -84,7 +84,9 @@ def test_a_subclass_passes_as_it_is() -> None:
     assert caught(Odder()).message == "Odder"
 
 
-@pytest.mark.parametrize("error", [Odd(5, target="user:hunter2@"), NotFound("no login with hunter2"), Conflict("hunter2")])
+@pytest.mark.parametrize(
+    "error", [Odd(5, target="user:hunter2@"), NotFound("no login with hunter2"), Conflict("hunter2")]
+)
 def test_a_secret_in_an_error_is_masked(error: VolkitError) -> None:
     found = caught(error)
     assert "hunter2" not in everything_shown(found)
@@ -99,7 +101,7 @@ def chained(error: Exception, cause: Exception | None, *, implicit: bool = False
             raise cause or KeyError
         except Exception as behind:
             if implicit:
-                raise error  # noqa: B904
+                raise error  # noqa: B904 - what is tested
             raise error from behind
 
     return method
@@ -113,7 +115,7 @@ def test_a_secret_in_what_caused_an_error_is_not_shown(error: VolkitError, impli
     with pytest.raises(type(error).__mro__[0 if type(error) is Unavailable else 1]) as raised:
         call_backend(chained(error, cause, implicit=implicit), REQUEST, object)
     assert "hunter2" not in everything_shown(raised.value)
-    assert raised.value.message == error.message
+    assert str(raised.value) == str(error)
 
 
 def test_a_harmless_cause_is_kept() -> None:
@@ -135,10 +137,13 @@ def test_a_secret_in_a_note_is_not_shown() -> None:
     [
         ValueError("bad password hunter2"), KeyError("hunter2"), OSError(5, "hunter2", "/hunter2"),
         ExceptionGroup("hunter2", [ValueError("hunter2")]), StopIteration("hunter2"), RecursionError(),
-        UnicodeDecodeError("utf-8", b"hunter2", 0, 1, "hunter2"), AssertionError, NotImplementedError(), TimeoutError("hunter2"),
+        UnicodeDecodeError("utf-8", b"hunter2", 0, 1, "hunter2"), AssertionError,
+        NotImplementedError(), TimeoutError("hunter2"),
     ],
 )  # fmt: skip
-def test_anything_else_is_unavailable_and_logged_without_secrets(error: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_anything_else_is_unavailable_and_logged_without_secrets(
+    error: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     found = caught(error)
     assert type(found) is Unavailable
     assert "failed unexpectedly" in found.message
@@ -156,7 +161,14 @@ def test_the_end_of_the_process_is_not_swallowed(error: BaseException) -> None:
         call_backend(raising(error), REQUEST, object)
 
 
-NASTY = ["it's \"quoted\"", "new\nline", "back\\slash", "ümläut", "p@ss word/+&", "-----BEGIN KEY-----\nabc\n-----END KEY-----\n"]
+NASTY = [
+    'it\'s "quoted"',
+    "new\nline",
+    "back\\slash",
+    "ümläut",
+    "p@ss word/+&",
+    "-----BEGIN KEY-----\nabc\n-----END KEY-----\n",
+]
 
 
 @pytest.mark.parametrize("secret", NASTY)
@@ -200,7 +212,9 @@ def test_values_of_mount_flags_are_secrets() -> None:
     flags = ("ro", "mode=755", "password=hunter2", "credentials=/etc/x")
     one = NodeStageRequest(volume_id="v", staging_target_path="/s", capability=Capability(mount_flags=flags))
     assert set(secrets_of(one)) == {"hunter2", "/etc/x"}
-    many: Any = CreateVolumeRequest(name="n", parameters={}, capabilities=(Capability(mount_flags=flags), Capability()))
+    many: Any = CreateVolumeRequest(
+        name="n", parameters={}, capabilities=(Capability(mount_flags=flags), Capability())
+    )
     assert set(secrets_of(many)) == {"hunter2", "/etc/x"}
     assert "hunter2" not in caught(NotFound("mount -o password=hunter2"), one).message
 

@@ -180,7 +180,7 @@ def test_a_read_error_that_only_libblkid_meets_is_not_blank(
 ) -> None:
     device = disk(8)
     os.truncate(backing(device), 0)
-    monkeypatch.setattr(probing, "_read_edges", lambda descriptor, device: None)
+    monkeypatch.setattr(probing, "_edges_are_zeros", lambda descriptor, device: False)
     with pytest.raises(Unreadable, match="could not be probed"):
         filesystems.probe(device)
 
@@ -713,3 +713,17 @@ def test_the_device_is_not_left_open(disk: Disk) -> None:
     with _block.opened(device, os.O_RDONLY | os.O_EXCL):
         pass
     assert loop.detach(device, timeout=0.5)
+
+
+@pytest.mark.root
+def test_what_is_said_to_be_zeros_is_believed_only_where_its_edges_are(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, 64 * MIB)
+    device = loop.attach(str(image))
+    try:
+        assert filesystems.probe(device, zeroed=True).state is State.BLANK
+        filesystems.make(device, "ext4", zeroed=True, timeout=60)
+        assert filesystems.probe(device, zeroed=True).type == "ext4"
+    finally:
+        loop.detach(device)

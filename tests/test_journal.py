@@ -114,7 +114,24 @@ def test_what_cannot_be_stored_changes_nothing(journal: Journal) -> None:
     assert keys(journal) == []
 
 
-NAMES = ["", "%", "/", "%2F", "a", "a%", "a/", "a/b", "ab", "A", "é", "\uffff", "\U0010ffff", "a\U0010ffffb", "_", "a_c"]
+NAMES = [
+    "",
+    "%",
+    "/",
+    "%2F",
+    "a",
+    "a%",
+    "a/",
+    "a/b",
+    "ab",
+    "A",
+    "é",
+    "\uffff",
+    "\U0010ffff",
+    "a\U0010ffffb",
+    "_",
+    "a_c",
+]
 
 
 def test_scan_takes_a_prefix_literally(journal: Journal) -> None:
@@ -210,7 +227,9 @@ def test_a_closed_journal_is_unavailable(journal: Journal) -> None:
             use()
 
 
-@pytest.mark.parametrize("url", ["", "etcd://host", "sqlite://relative.db", "sqlite:///", "memory", "/path/journal.db"])
+@pytest.mark.parametrize(
+    "url", ["", "etcd://host", "sqlite://relative.db", "sqlite:///", "memory", "/path/journal.db"]
+)
 def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(InvalidArgument):
         open_journal(url)
@@ -353,6 +372,7 @@ for n in range(1 << 30):
         path,
     )
     assert writing.stdout is not None
+    acknowledged = b"-1"
     with writing.stdout:
         for acknowledged in writing.stdout:
             if int(acknowledged) == 300:
@@ -362,7 +382,9 @@ for n in range(1 << 30):
         found = keys(journal, "n/")
         last = journal.get("last")
     assert len(found) > int(acknowledged)
-    assert found == [f"n/{n:09}" for n in range(len(found))]  # in order: nothing before the last one is missing
+    assert found == [
+        f"n/{n:09}" for n in range(len(found))
+    ]  # in order: nothing before the last one is missing
     assert last is not None
     assert last.value == {"n": len(found) - 1}
 
@@ -408,7 +430,8 @@ for n in range(20):
     journal.close()
 """
     many = [
-        subprocess.Popen([sys.executable, "-c", script, path, str(go)], stdout=subprocess.PIPE) for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", script, path, str(go)], stdout=subprocess.PIPE)
+        for _ in range(4)
     ]
     for one in many:
         assert one.stdout is not None
@@ -432,11 +455,15 @@ def test_a_full_disk_is_unavailable_and_recovers(tmp_path: Path) -> None:
         with closing(SqliteJournal(f"{place}/journal.db")) as journal:
             journal.write(Put("before", {}))
             (place / "filler").write_bytes(b"x" * 200_000)
-            written = []
-            with pytest.raises(Unavailable, match="cannot be written"):
+            written: list[str] = []
+
+            def write_until_full() -> None:
                 for number in range(1000):
                     journal.write(Put(f"n/{number:03}", {"text": "x" * 4000}), durable=number % 2 == 0)
                     written.append(f"n/{number:03}")
+
+            with pytest.raises(Unavailable, match="cannot be written"):
+                write_until_full()
             assert keys(journal, "n/") == written
             assert keys(journal, "b") == ["before"]
             (place / "filler").unlink()
@@ -497,7 +524,9 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         SqliteJournal(path)
 
 
-@pytest.mark.parametrize("content", [b"not a database, but a text that somebody wrote " * 20, b"\0" * 4096 + b"x"])
+@pytest.mark.parametrize(
+    "content", [b"not a database, but a text that somebody wrote " * 20, b"\0" * 4096 + b"x"]
+)
 def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "journal.db"
     path.write_bytes(content)
@@ -513,7 +542,10 @@ def test_a_damaged_journal_is_refused_or_unavailable(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xa5" * (len(content) - 4096)
     path.write_bytes(content)
-    with pytest.raises((FailedPrecondition, Unavailable), match="malformed"), closing(SqliteJournal(str(path))) as journal:
+    with (
+        pytest.raises((FailedPrecondition, Unavailable), match="malformed"),
+        closing(SqliteJournal(str(path))) as journal,
+    ):
         journal.scan("")
 
 

@@ -87,7 +87,10 @@ def test_a_busy_key_is_aborted_in_time_and_names_the_volume(locks: Locks) -> Non
     with locks.hold("volume/pvc-1", wait=0):
         for wait in (0.0, -1.0, 0.1):
             begin = time.monotonic()
-            with pytest.raises(Aborted, match=r"volume 'pvc-1'.*repeat"), locks.hold("volume/pvc-1", wait=wait):
+            with (
+                pytest.raises(Aborted, match=r"volume 'pvc-1'.*repeat"),
+                locks.hold("volume/pvc-1", wait=wait),
+            ):
                 pass
             assert time.monotonic() - begin < max(wait, 0) + 0.5
     with locks.hold("volume/pvc-1", wait=0):  # who waited in vain left nothing behind
@@ -118,7 +121,9 @@ def test_what_was_held_is_let_go_on_an_error(locks: Locks) -> None:
         raise KeyError
     with locks.hold("volume/v", wait=0), pytest.raises(Aborted), locks.hold("name/n", "volume/v", wait=0):
         pass
-    with locks.hold("name/n", "volume/v", wait=0):  # the first of two is let go where the second is not to be had
+    with locks.hold(
+        "name/n", "volume/v", wait=0
+    ):  # the first of two is let go where the second is not to be had
         pass
     assert not locks._turns
     assert open_files() == before

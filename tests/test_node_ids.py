@@ -30,7 +30,9 @@ def test_any_other_text_is_a_name(text: str) -> None:
     assert (encode_node_id(name, facts) if facts else name) == text
 
 
-@pytest.mark.parametrize("text", ["n1", "n1?", "?", "", "n1?iqn", "i-0?zone", "n1?b=2&a=1", "n1?a=%2", "a?b?c", "n1?a=1&a=2"])
+@pytest.mark.parametrize(
+    "text", ["n1", "n1?", "?", "", "n1?iqn", "i-0?zone", "n1?b=2&a=1", "n1?a=%2", "a?b?c", "n1?a=1&a=2"]
+)
 def test_two_foreign_ids_are_never_one_node(text: str) -> None:
     assert decode_node_id(text) == (text, {})
 

@@ -24,7 +24,10 @@ def test_a_walk_never_repeats_or_skips_what_stays(stable: set[str], limit: int, 
     token = ""
     for _ in range(200):
         here = sorted(stable | data.draw(st.sets(IDS, max_size=6), label="coming and going"))
-        gone = data.draw(st.sets(st.sampled_from(here), max_size=3) if here else st.just(set()), label="gone") - stable
+        gone = (
+            data.draw(st.sets(st.sampled_from(here), max_size=3) if here else st.just(set()), label="gone")
+            - stable
+        )
         request = ListRequest(limit=limit, token=token)
         page: Page[str] = Page.of(here, request, lambda id_, gone=gone: None if id_ in gone else id_)  # type: ignore[misc]
         assert not limit or len(page.entries) <= limit
@@ -79,7 +82,11 @@ def test_a_foreign_token_is_refused(token: str) -> None:
     assert issubclass(InvalidToken, Ambiguous)
 
 
-REQUESTS = [one for one in vars(requests).values() if isinstance(one, type) and attrs.has(one) and one.__name__.endswith("Request")]
+REQUESTS = [
+    one
+    for one in vars(requests).values()
+    if isinstance(one, type) and attrs.has(one) and one.__name__.endswith("Request")
+]
 
 
 @pytest.mark.parametrize("cls", REQUESTS, ids=lambda cls: cls.__name__)

@@ -35,9 +35,9 @@ def test_names_and_ids_of_any_letters_are_taken(text: str) -> None:
 
 @pytest.mark.parametrize("bad", ["", "a\0", "\x01", "a\x1fb", "\x7f", "a\x80", "a\ud800", "a\x1b[31m"])
 def test_a_name_without_a_fault_is_asked_for(bad: str) -> None:
-    with pytest.raises(InvalidArgument, match="^name "):
+    with pytest.raises(InvalidArgument, match=r"^name "):
         validate.check_name(bad)
-    with pytest.raises(InvalidArgument, match="^node_id "):
+    with pytest.raises(InvalidArgument, match=r"^node_id "):
         validate.check_id(bad, "node_id")
 
 
@@ -64,10 +64,26 @@ def test_paths_that_are_taken(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/", "//", "/.", "/./", "a", "./a", "/a/..", "/../a", "/a/../b", "/a\0", "/a\x01", "/\ud800", "/" + "x" * 4095]
+    "path",
+    [
+        "",
+        "/",
+        "//",
+        "/.",
+        "/./",
+        "a",
+        "./a",
+        "/a/..",
+        "/../a",
+        "/a/../b",
+        "/a\0",
+        "/a\x01",
+        "/\ud800",
+        "/" + "x" * 4095,
+    ],
 )
 def test_paths_that_are_not(path: str) -> None:
-    with pytest.raises(InvalidArgument, match="^target_path "):
+    with pytest.raises(InvalidArgument, match=r"^target_path "):
         validate.check_path(path, "target_path")
 
 
@@ -104,7 +120,9 @@ def test_a_size_is_one_that_was_asked_for_and_can_be_made(
     possible_high = min(limit or high, high)
     possible = possible_high // granularity * granularity >= possible_low
     try:
-        size = validate.choose_size(capacity, minimum=low, maximum=high, default=default, granularity=granularity)
+        size = validate.choose_size(
+            capacity, minimum=low, maximum=high, default=default, granularity=granularity
+        )
     except OutOfRange:
         assert not possible
         return
@@ -134,7 +152,9 @@ def check(kind: type[Volume], **words: object) -> None:
 @pytest.mark.parametrize("mode", AccessMode)
 @pytest.mark.parametrize("kind", [BlockVolume, FileVolume, ObjectVolume])
 @pytest.mark.parametrize("access_type", AccessType)
-def test_which_capability_a_kind_can_have(mode: AccessMode, kind: type[Volume], access_type: AccessType) -> None:
+def test_which_capability_a_kind_can_have(
+    mode: AccessMode, kind: type[Volume], access_type: AccessType
+) -> None:
     shared_writers = mode in (AccessMode.MULTI_NODE_SINGLE_WRITER, AccessMode.MULTI_NODE_MULTI_WRITER)
     block = access_type is AccessType.BLOCK
     if (kind is BlockVolume and not block and shared_writers) or (kind is not BlockVolume and block):
@@ -161,7 +181,9 @@ def test_the_file_system_type_is_known() -> None:
         check(BlockVolume, fs_type="ntfs")
 
 
-@pytest.mark.parametrize("flag", ["", "password=hunter2\0", "password=hunter2" + "x" * 5000, "password=hunter2\x1b"])
+@pytest.mark.parametrize(
+    "flag", ["", "password=hunter2\0", "password=hunter2" + "x" * 5000, "password=hunter2\x1b"]
+)
 def test_a_bad_mount_flag_is_refused_and_not_shown(flag: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
         check(FileVolume, mount_flags=("ro", flag))
@@ -179,7 +201,9 @@ def test_the_platforms_keys_are_taken_apart(key: str) -> None:
     assert validate.split_metadata({key: "v", "pool": "p"}) == ({"pool": "p"}, {key: "v"})
 
 
-@pytest.mark.parametrize("key", ["kubernetes.io", "xkubernetes.io/a", "pool/kubernetes.io/a", "csi.storage.k8s.io.evil/a", ""])
+@pytest.mark.parametrize(
+    "key", ["kubernetes.io", "xkubernetes.io/a", "pool/kubernetes.io/a", "csi.storage.k8s.io.evil/a", ""]
+)
 def test_other_keys_are_the_backends(key: str) -> None:
     assert validate.split_metadata({key: "v"}) == ({key: "v"}, {})
 

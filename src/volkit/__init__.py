@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         Publishes,
         ReportsCapacity,
         ReportsHealth,
+        ReportsTopology,
         Snapshots,
         TakesIds,
         TakesTokens,
@@ -176,6 +177,7 @@ __all__ = [
     "Publishes",
     "ReportsCapacity",
     "ReportsHealth",
+    "ReportsTopology",
     "Snapshots",
     "TakesIds",
     "TakesTokens",
@@ -304,7 +306,7 @@ _NAMES = {
     "hookspecs": "Adapter hookimpl",
     "interfaces": """
         Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsPublished
-        ListsSnapshots Mixin Modifies Node Publishes ReportsCapacity ReportsHealth Snapshots TakesIds
+        ListsSnapshots Mixin Modifies Node Publishes ReportsCapacity ReportsHealth ReportsTopology Snapshots TakesIds
         TakesTokens
     """,
     "journal": "Journal open_journal",

@@ -53,6 +53,7 @@ class Engine:
             raise InvalidArgument(f"unknown service {min(unknown)!r}: give controller, node or both")
         if "node" in self.services and not node_id:
             raise InvalidArgument("a node service needs the node's id")
+        self._classes = tuple(filter(None, (backend.controller_class(settings), backend.node)))
         controller_class = backend.controller_class(settings) if "controller" in self.services else None
         node_class = backend.node if "node" in self.services else None
         local = journal
@@ -76,8 +77,8 @@ class Engine:
         self._run = {name: getattr(sides[one.side], name) for name, one in self.operations.items()}
 
     def has(self, mixin: type[Mixin]) -> bool:
-        """Does the backend, as served here, have this capability?"""
-        return any(isinstance(side, mixin) for side in (self.controller, self.node))
+        """Does the backend have this capability, on the side that is served here or on the other?"""
+        return any(issubclass(side, mixin) for side in self._classes)
 
     def run(self, operation: str, request: Any, call: Call = Call()) -> Any:
         """Do one operation of the table; `request` and what is returned are of the classes in its row.

@@ -29,7 +29,7 @@ import inspect
 from abc import abstractmethod
 from typing import Any, ClassVar, Generic, TypeVar
 
-from volkit.model import Connection, Snapshot, Usage, Volume, VolumeHealth
+from volkit.model import Connection, Snapshot, Topology, Usage, Volume, VolumeHealth
 from volkit.requests import (
     CapacityRequest,
     CapacityResult,
@@ -217,6 +217,16 @@ class ConnectsPerPod(Mixin):
     """
 
 
+class ReportsTopology(Mixin):
+    """Volumes can be used only from some places, and a node knows where it is (CSI
+    VOLUME_ACCESSIBILITY_CONSTRAINTS).
+    """
+
+    @abstractmethod
+    def topology(self) -> Topology:
+        """Where this node is, in the segments that `Volume.topology` speaks of. Always the same."""
+
+
 # -- the two interfaces
 # ------------------------------------------------------------------------------------------------
 
@@ -264,7 +274,8 @@ class _Checked:
                 )
         elif present := sorted(name for name in methods if hasattr(cls, name)):
             raise TypeError(
-                f"{cls.__name__} defines {', '.join(present)} without {mixin.__name__}: add it to its bases"
+                f"{cls.__name__} defines {', '.join(present)} without {mixin.__name__}: "
+                f"add {mixin.__name__} to its bases"
             )
 
 
@@ -330,7 +341,7 @@ class Node(_Checked, Generic[S], abstract=True):
     publishes it from there.
     """
 
-    mixins: ClassVar[tuple[type[Mixin], ...]] = (ConnectsPerPod,)
+    mixins: ClassVar[tuple[type[Mixin], ...]] = (ConnectsPerPod, ReportsTopology)
 
     def __init__(self, settings: S, node_id: str) -> None:
         self.settings = settings
@@ -347,7 +358,7 @@ class Node(_Checked, Generic[S], abstract=True):
         """Undo it. Called after everything is unmounted."""
 
     def info(self) -> NodeInfo:
-        """Facts, topology and limits of this node."""
+        """Facts and limits of this node."""
         return NodeInfo()
 
     def resize(self, request: ResizeRequest) -> None:

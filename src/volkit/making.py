@@ -140,15 +140,17 @@ class Making(Generic[T]):
         return thing
 
     def _made(self, name: str, secrets: Secrets, make: Callable[[str, str], T]) -> T:
-        """What `make` makes. The tokens of a name are the same each time, so that a lost journal doubles nothing; where the
-        storage answers one with a thing that was deleted since, the next one is taken.
+        """What `make` makes. The tokens of a name are the same each time, so that a lost journal doubles
+        nothing; where the storage answers one with a thing that was deleted since, the next one is taken.
         """
         for generation in range(_GENERATIONS):
             token = hashlib.blake2b(f"{self._sort}/{generation}/{name}".encode(), digest_size=16).hexdigest()
             thing = make(self.id_for(name), token)
             if self._findable or not self._repeatable or self._look_for(thing.id, name, secrets) is not None:
                 return thing
-        raise Unavailable(f"{self._sort} {name!r}: the storage answers {_GENERATIONS} tokens with what it has no more")
+        raise Unavailable(
+            f"{self._sort} {name!r}: the storage answers {_GENERATIONS} tokens with what it has no more"
+        )
 
     def _after_failure(self, name: str, secrets: Secrets, error: VolkitError) -> T:
         """Settle a failed create by looking: the thing where it is there after all, else the error that is

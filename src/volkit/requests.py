@@ -419,8 +419,8 @@ class NodeInfoRequest:
 
 @frozen(kw_only=True)
 class NodeInfo:
-    """What a node says of itself. A backend's `Node.info()` fills `facts`, `topology` and `max_volumes`; the
-    engine sets `node_id`.
+    """What a node says of itself. A backend's `Node.info()` fills `facts` and `max_volumes`; the engine sets
+    `node_id`, and `topology` where the node `ReportsTopology`.
 
     `facts` (initiator names and the like) reach the controller as `node_facts` of a publish. They travel
     inside the wire's node id, which takes 256 bytes in all. `max_volumes` 0 means no limit.

@@ -39,7 +39,7 @@ from volkit.errors import (
 from volkit.guard import call_backend
 from volkit.host import devices, filesystems, mounts, paths, process
 from volkit.host.probe import State, probe
-from volkit.interfaces import ConnectsPerPod, Node
+from volkit.interfaces import ConnectsPerPod, Node, ReportsTopology
 from volkit.journal import Delete, Journal, Put, key
 from volkit.locks import Locks
 from volkit.model import (
@@ -104,14 +104,13 @@ class Staging:
             if isinstance(connection, BlockConnection):
                 devices.verify(connection.device, connection.identity)
             record = {**record, "state": "connected", "connection": _to_record(connection)}
-            if mounts.is_mount_point(request.staging_target_path):
-                self._adopt(stage_key, record, request, connection)
-                return
+            mounted = mounts.is_mount_point(request.staging_target_path)
+            settle = self._adopt if mounted else self._settle_stage
             try:
-                self._settle_stage(stage_key, record, request, connection)
+                settle(stage_key, record, request, connection)
             except VolkitError as error:
                 if not isinstance(error, Ambiguous):
-                    self._undo_stage(stage_key, request, connection)
+                    self._undo_stage(stage_key, request, connection, unmount=not mounted)
                 raise
 
     def _connected(
@@ -184,7 +183,7 @@ class Staging:
             or capability.fs_type not in ("", here.fs_type)
         ):
             raise FailedPrecondition(
-                f"something else is mounted at {path}, or in another way: unstage volume {request.volume_id!r} there first"
+                f"something else is mounted at {path}, or in another way: unstage {request.volume_id!r} there first"
             )
         fs_type = here.fs_type if isinstance(connection, BlockConnection) else ""
         self._journal.write(Put(stage_key, {**record, "fs_type": fs_type, "format": None}), durable=True)
@@ -206,7 +205,7 @@ class Staging:
         capability, volume, device = request.capability, request.volume_id, connection.device
         wanted = capability.fs_type or self._backend.limits.fs_types[0]
         unfinished = record.get("format")
-        found = probe(device)
+        found = probe(device, zeroed=connection.zeroed)
         if found.state is State.OTHER:
             raise NotBlank(
                 f"volume {volume!r}: {device} holds a {found.type or 'thing of unknown type'}: nothing is done to it"
@@ -258,16 +257,21 @@ class Staging:
         offline = filesystems.supported(fs_type).grow_unmounted is not None
         if offline and not read_only:
             filesystems.grow(device, fs_type)
-        mounts.mount(device, path, fs_type, [*flags, *filesystems.mount_options(fs_type, read_only=read_only)])
+        mounts.mount(
+            device, path, fs_type, [*flags, *filesystems.mount_options(fs_type, read_only=read_only)]
+        )
         if not offline and not read_only:
             filesystems.grow(device, fs_type, path)
 
-    def _undo_stage(self, stage_key: str, request: requests.NodeStageRequest, connection: Connection) -> None:
+    def _undo_stage(
+        self, stage_key: str, request: requests.NodeStageRequest, connection: Connection, *, unmount: bool
+    ) -> None:
         """After a final failure nobody calls unstage: leave nothing connected. What fails here stays
         recorded.
         """
         try:
-            mounts.unmount(request.staging_target_path)
+            if unmount:
+                mounts.unmount(request.staging_target_path)
             self._disconnect(request.volume_id, connection)
         except VolkitError as error:
             _log.warning(
@@ -300,6 +304,8 @@ class Staging:
                 return  # staged, but not here
             if target := self._mounted_target(request.volume_id):
                 raise InUse(f"volume {request.volume_id!r} is published at {target}: unpublish it first")
+            if not record or record["path"] != request.staging_target_path:
+                self._refuse_anothers(request.volume_id, request.staging_target_path)
             for path in {
                 request.staging_target_path,
                 record["path"] if record else request.staging_target_path,
@@ -467,6 +473,7 @@ class Staging:
         """A mount without a record is ours to remove only where it is this volume, or nothing is known of the
         volume at all.
         """
+        self._refuse_anothers(request.volume_id, request.target_path)
         record = self._record(key("stage", request.volume_id))
         if not record or not record.get("connection"):
             return
@@ -479,6 +486,15 @@ class Staging:
             raise FailedPrecondition(
                 f"what is mounted at {request.target_path} is not volume {request.volume_id!r}: it stays"
             )
+
+    def _refuse_anothers(self, volume_id: str, path: str) -> None:
+        """A mount that the records give to another volume stays. Raises FailedPrecondition."""
+        if not mounts.is_mount_point(path):
+            return
+        own = (key("stage", volume_id), key("target", volume_id, path))
+        for entry in (*self._journal.scan(key("stage", "")), *self._journal.scan(key("target", ""))):
+            if entry.value.get("path") == path and entry.key not in own:
+                raise FailedPrecondition(f"what is mounted at {path} is another volume's: it stays")
 
     # -- grow, look
     # ----------------------------------------------------------------------------------------------------
@@ -551,7 +567,8 @@ class Staging:
 
     def node_info(self, request: requests.NodeInfoRequest, call: requests.Call) -> requests.NodeInfo:
         info: requests.NodeInfo = call_backend(lambda _: self._node.info(), request, requests.NodeInfo)
-        return attrs.evolve(info, node_id=encode_node_id(self._node_id, info.facts))
+        place = self._node.topology() if isinstance(self._node, ReportsTopology) else None
+        return attrs.evolve(info, node_id=encode_node_id(self._node_id, info.facts), topology=place)
 
     def in_use(self, volume_id: str) -> str:
         """Where on this node the volume is mounted or attached in reality, or ""; a stale record counts for
@@ -592,7 +609,11 @@ def _is_mounted(connection: Connection, path: str, here: mounts.Mount) -> bool:
     """Whether the mount `here` at `path` is of this connection."""
     if isinstance(connection, BlockConnection):
         return mounts.mounted_from(connection.device, path)
-    return mounts.same_mount(connection.directory, path) if connection.directory else here.source == connection.source
+    return (
+        mounts.same_mount(connection.directory, path)
+        if connection.directory
+        else here.source == connection.source
+    )
 
 
 def _half_made(device: str, fs_type: str) -> bool:
@@ -614,7 +635,8 @@ def _bind(source: str, request: requests.NodePublishRequest) -> None:
         devices.set_read_only(source, readonly)  # a read-only bind of a device node keeps nobody from writing
         paths.ensure_file(request.target_path)
     else:
-        paths.ensure_directory(request.target_path, empty=True)  # what a mount hid could not be removed after it
+        # empty: what the mount would hide could not be removed after it
+        paths.ensure_directory(request.target_path, empty=True)
     mounts.bind(source, request.target_path, read_only=readonly)
 
 

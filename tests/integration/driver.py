@@ -182,7 +182,9 @@ def loops(below: Path) -> dict[str, str]:
         with suppress(OSError):
             backing = attribute.read_text(errors="surrogateescape").strip()
             if backing.startswith(f"{below}/"):
-                found[f"/dev/{attribute.parts[3]}"] = f"{backing} {(attribute.parents[1] / 'ro').read_text().strip()}"
+                found[f"/dev/{attribute.parts[3]}"] = (
+                    f"{backing} {(attribute.parents[1] / 'ro').read_text().strip()}"
+                )
     return found
 
 

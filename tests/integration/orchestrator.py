@@ -19,7 +19,9 @@ AGAIN = frozenset({"UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED"})
 """The codes that say nothing of how a call ended."""
 
 
-def capability(fs_type: str = "", *, block: bool = False, mode: str = "SINGLE_NODE_MULTI_WRITER") -> pb.VolumeCapability:
+def capability(
+    fs_type: str = "", *, block: bool = False, mode: str = "SINGLE_NODE_MULTI_WRITER"
+) -> pb.VolumeCapability:
     """A volume capability: mounted with a file system ("" is the backend's first), or a raw block device."""
     made = pb.VolumeCapability(access_mode={"mode": mode})
     if block:
@@ -94,12 +96,12 @@ class Orchestrator:
     def create(self, name: str, size: int, kind: pb.VolumeCapability, **more: Any) -> Any:
         """CreateVolume; returns the volume."""
         sizes = {"required_bytes": size}
-        request = pb.CreateVolumeRequest(
-            name=name, capacity_range=sizes, volume_capabilities=[kind], **more
-        )
+        request = pb.CreateVolumeRequest(name=name, capacity_range=sizes, volume_capabilities=[kind], **more)
         return self.call("CreateVolume", request).volume
 
-    def use(self, volume: Any, kind: pb.VolumeCapability, *, readonly: bool = False, pod: str = "pod") -> Used:
+    def use(
+        self, volume: Any, kind: pb.VolumeCapability, *, readonly: bool = False, pod: str = "pod"
+    ) -> Used:
         """NodeStageVolume and NodePublishVolume."""
         staging, target = self.home / "staging" / volume.volume_id, self.home / pod / volume.volume_id
         staging.mkdir(parents=True, exist_ok=True)

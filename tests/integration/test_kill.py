@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -204,16 +205,18 @@ SLOW = """#!/bin/sh
 # begins, waits for leave, then does it
 echo $$ >> {home}/mkfs-begun
 while [ ! -e {home}/mkfs-go ]; do sleep 0.02; done
-{body}
+{real} "$@" || exit
+{after}
 """
 
 
-def slow_mkfs(home: Path, body: str = 'exec "$(PATH=/usr/sbin:/sbin command -v mkfs.ext4)" "$@"') -> dict[str, str]:
-    """A PATH with another mkfs.ext4 in front."""
+def slow_mkfs(home: Path, program: str = "mkfs.ext4", after: str = "") -> dict[str, str]:
+    """A PATH with another mkfs in front, which runs the real one when `mkfs-go` is there, and then `after`."""
     programs = home / "programs"
     programs.mkdir(parents=True)
-    (programs / "mkfs.ext4").write_text(SLOW.format(home=home, body=body))
-    (programs / "mkfs.ext4").chmod(0o755)
+    real = shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin")
+    (programs / program).write_text(SLOW.format(home=home, real=real, after=after))
+    (programs / program).chmod(0o755)
     return {"PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
@@ -265,26 +268,28 @@ def test_an_orphaned_mkfs_keeps_its_device(drivers: Drivers, tmp_path: Path) -> 
     assert driver.left() == []
 
 
-def test_a_half_made_file_system_is_finished(drivers: Drivers, tmp_path: Path) -> None:
-    """mkfs dies with the driver, when the superblock is written already: it is made again, under the recorded intent."""
+@pytest.mark.needs("mkfs.xfs")
+def test_a_half_made_file_system_is_made_anew(drivers: Drivers, tmp_path: Path) -> None:
+    """mkfs.xfs dies with the driver when the superblock, which is its first block, is written: under the recorded intent it
+    is made again, and not mounted as it is.
+    """
     home = tmp_path / "driver"
-    half = 'for device; do :; done; printf "\\123\\357" | dd of=$device bs=1 seek=1080 conv=notrunc 2>/dev/null; sleep 60'
-    driver = drivers(environment=slow_mkfs(home, half)).start()
+    # sb_inprogress, 126 bytes into the superblock (xfs_sb, "XFS Algorithms & Data Structures")
+    torn = 'for device; do :; done; printf "\\001" | dd of=$device bs=1 seek=126 conv=notrunc,fsync; echo >> mkfs-torn; sleep 60'
+    driver = drivers(environment=slow_mkfs(home, "mkfs.xfs", torn)).start()
     (home / "mkfs-go").touch()
     co = Orchestrator(driver.client, home)
-    kind = capability("ext4")
-    volume = co.create("v", SIZE, kind)
+    kind = capability("xfs")
+    volume = co.create("v", 300 * MIB, kind)
     with ThreadPoolExecutor(1) as caller:
         staging = caller.submit(co.call, "NodeStageVolume", stage_request(home, volume, kind))
-        wait_for(home / "mkfs-begun")
-        time.sleep(0.2)
+        wait_for(home / "mkfs-torn")
         driver.end_processes()
         with pytest.raises(CallError, match="UNAVAILABLE"):
             staging.result()
-    assert any('"format": "ext4"' in value for value in driver.records().values())
-    (home / "programs/mkfs.ext4").unlink()
+    assert any('"format": "xfs"' in value for value in driver.records().values())
+    (home / "programs/mkfs.xfs").unlink()
     driver.start()
-    co.patience = 20
     used = co.use(volume, kind)
     used.write(pattern("v"))
     co.unuse(used)

@@ -117,9 +117,7 @@ def test_controller_and_node_in_one_process(driver: Driver, access_type: str) ->
 
 
 @pytest.mark.parametrize("access_type", ["mount", "block"])
-def test_controller_and_node_apart(
-    drivers: Callable[..., Driver], tmp_path: Path, access_type: str
-) -> None:
+def test_controller_and_node_apart(drivers: Callable[..., Driver], tmp_path: Path, access_type: str) -> None:
     """Two processes with a journal each. The pool is the node's, so the controller runs beside it, under its name."""
     pool = tmp_path / "pool"
     node = drivers("node", pool=pool, arguments=["--services", "node"]).start()

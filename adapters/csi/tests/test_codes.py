@@ -4,6 +4,9 @@ UNKNOWN.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 import volkit
@@ -69,3 +72,9 @@ def test_no_code_is_one_that_the_provisioner_takes_as_final_by_mistake() -> None
 def test_another_exception_is_refused() -> None:
     with pytest.raises(TypeError, match="OSError"):
         code_of(OSError)  # type: ignore[arg-type]
+
+
+def test_the_documentation_has_this_table() -> None:
+    page = (Path(__file__).parents[3] / "docs/csi.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([A-Z_]+)", page, re.MULTILINE))
+    assert rows == {error.__name__: EXPECTED[error].name for error in volkit.ERRORS}

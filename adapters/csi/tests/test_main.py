@@ -19,8 +19,7 @@ import pytest
 
 import volkit
 import volkit_csi
-from volkit import Engine
-from volkit.testing.memory import MemoryBackend, MemoryNode, memory_settings
+from volkit.testing.memory import MemoryBackend
 from volkit_csi import main
 from volkit_csi.lean import csi_pb2 as pb
 from volkit_csi.lean import grpc
@@ -37,23 +36,6 @@ def _own_logging() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-
-
-class Placed(MemoryNode):
-    """Knows where it is."""
-
-    def info(self) -> volkit.NodeInfo:
-        return volkit.NodeInfo(topology=volkit.Topology({"volkit.io/zone": "a"}))
-
-
-class Silent(MemoryNode):
-    """Has nothing to say of itself."""
-
-    info = volkit.Node.info
-
-
-def backend_of(node: type[volkit.Node[Any]]) -> Any:
-    return type("Made", (MemoryBackend,), {"node": node})
 
 
 def parse(*argv: str, environ: dict[str, str] | None = None, **options: Any) -> Any:
@@ -90,7 +72,6 @@ def test_flags_environment_and_file_in_this_order(tmp_path: Path) -> None:
         (("--threads", "²"), "1 to 1024"),
         (("--grace", "-1"), "0 to 3600"),
         (("--grace", "nan"), "0 to 3600"),
-        (("--topology", "maybe"), "choose from"),
         (("--services", "controler"), "controller, node or"),
     ],
 )
@@ -118,7 +99,6 @@ def test_driver_names(name: str) -> None:
         (("--backend", MEMORY, "-o", "arrray=x"), 2, "did you mean 'array'"),
         (("--backend", MEMORY, "--endpoint", "tcp://127.0.0.1:1"), 2, "unix:///run/volkit/csi.sock"),
         (("--backend", MEMORY, "--socket-owner", "nobody-here"), 2, "nobody-here"),
-        (("--backend", MEMORY, "--services", "controller"), 1, "--topology on"),
         (("--backend", MEMORY, "--headless"), 2, "--services node"),
     ],
 )
@@ -135,42 +115,12 @@ def test_what_cannot_be_served(
     assert not socket.exists()
 
 
-# -- topology and version ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("node", "services", "expected"),
-    [
-        (Placed, ("controller", "node"), True),
-        (Placed, ("node",), True),
-        (MemoryNode, ("controller", "node"), False),
-        (Silent, ("node",), False),
-        (Silent, ("controller",), False),
-    ],
-)
-def test_topology_is_found_out(node: Any, services: tuple[str, ...], expected: bool, tmp_path: Path) -> None:
-    engine = Engine(backend_of(node), memory_settings(), state_dir=tmp_path, node_id="n1", services=services)
-    try:
-        assert main.is_constrained(engine) is expected
-        assert main.is_constrained(engine, "on")
-        assert not main.is_constrained(engine, "off")
-    finally:
-        engine.close()
-
-
-def test_a_controller_apart_does_not_guess(tmp_path: Path) -> None:
-    engine = Engine(backend_of(Placed), memory_settings(), state_dir=tmp_path, services=("controller",))
-    try:
-        with pytest.raises(volkit.FailedPrecondition, match="give --topology on"):
-            main.is_constrained(engine)
-        assert main.is_constrained(engine, "on")
-    finally:
-        engine.close()
+# -- version ------------------------------------------------------------------------------------
 
 
 def test_the_version_is_the_backends() -> None:
     assert main.backend_version(MemoryBackend) == volkit.__version__
-    loop = type("Loop", (), {"name": "loop"})
+    loop: Any = type("Loop", (MemoryBackend,), {"name": "loop"})
     from importlib.metadata import version
 
     assert main.backend_version(loop) == version("volkit-loop")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -70,7 +71,7 @@ class FakeEngine:
 
 
 def serve(engine: Any, **options: Any) -> dict[str, dict[str, Handler]]:
-    return handlers(engine, PLUGIN, **{"constrained": False, **options})
+    return handlers(engine, PLUGIN, **options)
 
 
 def whole(row: Rpc) -> Any:
@@ -250,6 +251,25 @@ def test_every_capability_of_the_wire_is_decided_upon() -> None:
     assert node - {"VOLUME_MOUNT_GROUP"} == services.NODE_CAPABILITIES.keys() == ALL_NODE
 
 
+def test_the_documentation_names_every_capability_and_what_it_takes() -> None:
+    page = (Path(__file__).parents[3] / "docs/csi.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (controller|node) \| ([A-Z_]+) \| (.*) \|$", page, re.MULTILINE)
+    told = {(service, name): why for service, name, why in rows}
+    tables = {"controller": services.CONTROLLER_CAPABILITIES, "node": services.NODE_CAPABILITIES}
+    assert told.keys() == {(service, name) for service, table in tables.items() for name in table}
+    for (service, name), why in told.items():
+        need = tables[service][name]
+        if isinstance(need, str):
+            row = volkit.OPERATIONS[need]
+            expected = f"`{row.mixin.__name__}`" if row.mixin else "always"
+            expected = f"unless `{row.without.__name__}`" if row.without else expected
+        elif isinstance(need, AccessMode):
+            expected = "unless the backend's `limits` leave that mode out"
+        else:
+            expected = f"`{need.__name__}`"
+        assert why.startswith(expected), (service, name)
+
+
 def test_a_backend_with_the_least(engine_of: Callable[..., Engine]) -> None:
     served = serve(engine_of(backend_of(LeastController, PodNode)))
     assert names(call(served, pb.ControllerGetCapabilitiesRequest())) == {
@@ -293,7 +313,7 @@ def test_a_node_apart(engine_of: Callable[..., Engine]) -> None:
 
 def test_a_node_without_any_controller(engine_of: Callable[..., Engine]) -> None:
     served = serve(engine_of(services=("node",)), headless=True)
-    assert names(call(served, pb.GetPluginCapabilitiesRequest())) == {"volume_expansion:ONLINE"}
+    assert names(call(served, pb.GetPluginCapabilitiesRequest())) == set()
 
 
 def test_a_controller_apart(engine_of: Callable[..., Engine]) -> None:
@@ -302,9 +322,14 @@ def test_a_controller_apart(engine_of: Callable[..., Engine]) -> None:
     assert names(call(served, pb.ControllerGetCapabilitiesRequest())) == ALL_CONTROLLER
 
 
-def test_constrained() -> None:
-    plugin = names(call(serve(FakeEngine(), constrained=True), pb.GetPluginCapabilitiesRequest()))
-    assert "service:VOLUME_ACCESSIBILITY_CONSTRAINTS" in plugin
+def test_constrained(engine_of: Callable[..., Engine]) -> None:
+    def reported(engine: Any) -> set[str]:
+        return names(call(serve(engine), pb.GetPluginCapabilitiesRequest()))
+
+    assert "service:VOLUME_ACCESSIBILITY_CONSTRAINTS" not in reported(engine_of())
+    engine = FakeEngine()
+    engine.has = lambda mixin: True  # type: ignore[method-assign]
+    assert "service:VOLUME_ACCESSIBILITY_CONSTRAINTS" in reported(engine)
 
 
 # -- how a call ends -----------------------------------------------------------------------------------------

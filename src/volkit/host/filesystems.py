@@ -132,9 +132,7 @@ def _require_blank(found: Probe, device: str, fs_type: str, over_partial: bool) 
     """Whether a former attempt of the same type is on the device; raises NotBlank for anything else."""
     if found.state is State.BLANK:
         return False
-    # the journal comes late: what a killed mkfs.ext4 leaves may pass for an ext2
-    same = found.type == fs_type or found.type[:3] == fs_type[:3] == "ext"
-    if over_partial and found.state is State.FILESYSTEM and same:
+    if over_partial and found.state is State.FILESYSTEM and found.type == fs_type:
         return True
     what = f"{found.type} {found.uuid}".rstrip()
     raise NotBlank(
@@ -315,7 +313,9 @@ def _grow_ext_mounted(device: str, mount_point: str, timeout: float) -> None:
 def _grow_ext_unmounted(device: str, timeout: float) -> None:
     with _block.opened(device) as descriptor:
         _require_unused(descriptor, device, "it is not grown")
-        _e2fsck(descriptor, device, "-f", "-p", timeout=timeout)  # resize2fs insists on a check since the last mount
+        _e2fsck(
+            descriptor, device, "-f", "-p", timeout=timeout
+        )  # resize2fs insists on a check since the last mount
         process.run(["resize2fs", device], timeout=timeout, pass_fds=[descriptor])
         _block.sync(descriptor, device)
 

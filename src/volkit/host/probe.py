@@ -71,19 +71,22 @@ class Probe:
     label: str = ""
 
 
-def probe(device: str) -> Probe:
+def probe(device: str, *, zeroed: bool = False) -> Probe:
     """Looks at the device, which may be in use; nothing is written and no program is run.
+
+    `zeroed` is what its storage says: all of it reads as zeros still. Where head and tail do, no more is read.
 
     Raises Unreadable where any of it cannot be read or it has no size, NotFound and InvalidArgument as
     opening it does, and FailedPrecondition where libblkid is not installed.
     """
     with _block.opened(device) as descriptor:
-        return probe_open(descriptor, device)
+        return probe_open(descriptor, device, zeroed=zeroed)
 
 
-def probe_open(descriptor: int, device: str) -> Probe:
+def probe_open(descriptor: int, device: str, *, zeroed: bool = False) -> Probe:
     """`probe` for a device that is open."""
-    _read_edges(descriptor, device)
+    if _edges_are_zeros(descriptor, device) and zeroed:
+        return Probe(state=State.BLANK)
     with _blkid_probe(descriptor, device) as handle:
         answer = _blkid().blkid_do_safeprobe(handle)
         if answer == _NOTHING:
@@ -95,7 +98,8 @@ def probe_open(descriptor: int, device: str) -> Probe:
         return _found(handle)
 
 
-def _read_edges(descriptor: int, device: str) -> None:
+def _edges_are_zeros(descriptor: int, device: str) -> bool:
+    zeros = True
     size = _block.size(descriptor)
     if not size:
         raise Unreadable(f"{device} has no size: nothing is attached to it, or its medium is gone")
@@ -104,13 +108,17 @@ def _read_edges(descriptor: int, device: str) -> None:
         try:
             # from the storage, not from what was read of it some time ago
             os.posix_fadvise(descriptor, place, length, os.POSIX_FADV_DONTNEED)
-            got = len(os.pread(descriptor, length, place))
+            data = os.pread(descriptor, length, place)
         except OSError as error:
             raise Unreadable(
                 f"{device} cannot be read at byte {place}: {os.strerror(error.errno or 0)}; check the storage"
             ) from error
-        if got != length:
-            raise Unreadable(f"{device} gave {got} of {length} bytes at byte {place}; check the storage")
+        if len(data) != length:
+            raise Unreadable(
+                f"{device} gave {len(data)} of {length} bytes at byte {place}; check the storage"
+            )
+        zeros = zeros and data == bytes(length)
+    return zeros
 
 
 @contextmanager

@@ -181,8 +181,8 @@ def abandoned() -> int:
 
 
 starting: Final = threading.Lock()
-"""Held while a program is started. Until it executes it has a copy of every descriptor of this process: whoever opens a
-device exclusively for a moment holds this lock too, or the device stays in use for as long as somebody else's start takes.
+"""Held while a program is started. Until it executes it has a copy of every descriptor of this process: whoever opens
+a device exclusively for a moment holds this lock too, or it stays in use for as long as somebody else's start takes.
 """
 
 _lock: Final = threading.Lock()

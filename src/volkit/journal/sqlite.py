@@ -62,7 +62,7 @@ class SqliteJournal(Journal):
             opened.pop_all()
 
     def _open(self, opened: ExitStack) -> None:
-        """Open the file three times: to write, to read and to sync its log; `opened` closes them again after a failure."""
+        """Open the file to write, to read, and to sync its log; `opened` closes what is open after a failure."""
         try:
             os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
             with suppress(FileExistsError):
@@ -90,7 +90,8 @@ class SqliteJournal(Journal):
         """Make the table in a new file; refuse a file that is not ours before anything in it is changed."""
         if db.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
             db.execute("BEGIN IMMEDIATE")
-            if db.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):  # nobody made it meanwhile
+            # once more: somebody may have made it meanwhile
+            if db.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
                 self._create(db)
             db.execute("COMMIT")
         (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -120,7 +121,8 @@ class SqliteJournal(Journal):
         return self._entry(key, *row) if row else None
 
     def scan(self, prefix: str, *, after: str = "", limit: int = 0) -> list[Entry]:
-        first, last = max(prefix, after), prefix.encode() + b"\xff"  # keys sort by their UTF-8, which has no ff
+        # keys sort by their UTF-8, in which there is no ff
+        first, last = max(prefix, after), prefix.encode() + b"\xff"
         query = (
             "SELECT key, value, revision FROM record "
             "WHERE key >= ? AND key < CAST(? AS TEXT) AND key != ? ORDER BY key LIMIT ?"
@@ -159,7 +161,8 @@ class SqliteJournal(Journal):
     def _sync(self, commits: int) -> None:
         """Return when the log is on the disk up to the commit of this number."""
         with self._syncing:
-            if self._failed:  # the kernel tells of a failed write-back once: what is on the disk is not known since
+            # the kernel tells of a failed write-back once: what is on the disk is not known since
+            if self._failed:
                 raise Unavailable(
                     f"the journal {self.path} could not be synced ({self._failed}): check the disk and restart"
                 )
@@ -167,10 +170,20 @@ class SqliteJournal(Journal):
                 upto = self._commits
                 try:
                     os.fdatasync(self._log)
+                    if not self._synced:
+                        self._sync_directory()
                 except OSError as error:
                     self._failed = error.strerror or "EIO"
                     raise Unavailable(f"the journal {self.path} cannot be synced ({self._failed})") from error
                 self._synced = upto
+
+    def _sync_directory(self) -> None:
+        """The log is a new file, made by the first who opened the database: its name has to be on the disk too."""
+        directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def _commit(self, batch: list[_Write]) -> None:
         db = self._writer
@@ -179,7 +192,8 @@ class SqliteJournal(Journal):
             for one in batch:
                 self._apply(db, one)
             db.execute("COMMIT")
-        except BaseException as error:  # whatever it is, nobody in the batch may believe that his write happened
+        except BaseException as error:
+            # whatever it is, nobody in the batch may believe that his write happened
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             for one in batch:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import volkit
-from volkit import Backend, FailedPrecondition, InvalidArgument, NotFound, VolkitError
+from volkit import Backend, InvalidArgument, NotFound, VolkitError
 
 if TYPE_CHECKING:
     from volkit import Engine
@@ -126,12 +126,6 @@ def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name:
         help=f"what the driver is called (default: {name or 'BACKEND.csi.volkit.io'})",
     )
     parser.add_argument(
-        "--topology",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="whether the nodes report where volumes can be used (default: ask this node)",
-    )
-    parser.add_argument(
         "--headless",
         action="store_true",
         help="with --services node: no controller runs anywhere, and none is reported",
@@ -166,28 +160,8 @@ def make_server(engine: Engine, args: Namespace, version: str = "") -> Server:
     )
     if args.headless and engine.controller is not None:
         raise InvalidArgument("--headless says that no controller runs: give --services node with it")
-    constrained = is_constrained(engine, args.topology)
-    services = handlers(engine, plugin, constrained=constrained, headless=args.headless)
+    services = handlers(engine, plugin, headless=args.headless)
     return Server(services, endpoint, Options(threads=args.threads, grace=args.grace))
-
-
-def is_constrained(engine: Engine, topology: str = "auto") -> bool:
-    """Do nodes report where they are, so that the provisioner has to place volumes?
-
-    All instances of a plugin must say the same, or volumes end up where their pods cannot go; a controller
-    apart from its nodes cannot see what they report, and is not left to guess. Raises FailedPrecondition.
-    """
-    if topology != "auto":
-        return topology == "on"
-    if engine.node is not None:
-        return engine.run("node_info", volkit.NodeInfoRequest()).topology is not None
-    node = engine.backend.node
-    if node is None or node.info is volkit.Node.info:
-        return False
-    raise FailedPrecondition(
-        f"the nodes of backend {engine.backend.name!r} may report a topology, and a controller apart from "
-        "them cannot see it: give --topology on where they do, else --topology off"
-    )
 
 
 def backend_version(backend: type[Backend[Any, Any]]) -> str:

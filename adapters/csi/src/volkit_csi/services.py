@@ -139,19 +139,12 @@ NODE_CAPABILITIES: Final[Mapping[str, Need]] = {
 }
 
 
-def _has(engine: Engine, mixin: type[Mixin]) -> bool:
-    """Asks the class of a side that is off here, since every instance of a plugin has to answer alike."""
-    if engine.controller is None and issubclass(engine.backend.controller or object, mixin):
-        return True
-    return engine.has(mixin)
-
-
 def _meets(engine: Engine, need: Need) -> bool:
     if isinstance(need, str):
         return need in engine.operations
     if isinstance(need, AccessMode):
         return need in engine.backend.limits.access_modes
-    return _has(engine, need)
+    return engine.has(need)
 
 
 def controller_capabilities(engine: Engine) -> list[str]:
@@ -168,11 +161,8 @@ def node_capabilities(engine: Engine) -> list[str]:
     return [name for name, need in NODE_CAPABILITIES.items() if _meets(engine, need)]
 
 
-def plugin_capabilities(
-    engine: Engine, *, constrained: bool, headless: bool = False
-) -> pb.GetPluginCapabilitiesResponse:
-    """`constrained`: volumes can be used only at some places, which the nodes report. `headless`: no controller
-    is run for these nodes.
+def plugin_capabilities(engine: Engine, *, headless: bool = False) -> pb.GetPluginCapabilitiesResponse:
+    """`headless`: no controller is run for these nodes, and so nothing grows.
 
     Every instance of a plugin has to answer alike, whichever services it has (CSI spec, GetPluginCapabilities): a
     node apart reports the controller that runs elsewhere.
@@ -181,12 +171,12 @@ def plugin_capabilities(
     types = []
     if engine.controller is not None or (engine.backend.controller is not None and not headless):
         types.append(service.CONTROLLER_SERVICE)
-    if constrained:
+    if engine.has(volkit.ReportsTopology):
         types.append(service.VOLUME_ACCESSIBILITY_CONSTRAINTS)
     capabilities = [pb.PluginCapability(service=service(type=one)) for one in types]
-    if _has(engine, volkit.Expands):
+    if engine.has(volkit.Expands) and not headless:
         how = pb.PluginCapability.VolumeExpansion
-        kind = how.OFFLINE if _has(engine, volkit.ExpandsOffline) else how.ONLINE
+        kind = how.OFFLINE if engine.has(volkit.ExpandsOffline) else how.ONLINE
         capabilities.append(pb.PluginCapability(volume_expansion=how(type=kind)))
     return pb.GetPluginCapabilitiesResponse(capabilities=capabilities)
 
@@ -194,9 +184,7 @@ def plugin_capabilities(
 # -- handlers ------------------------------------------------------------------------------------------------
 
 
-def handlers(
-    engine: Engine, plugin: Plugin, *, constrained: bool, headless: bool = False
-) -> dict[str, dict[str, Handler]]:
+def handlers(engine: Engine, plugin: Plugin, *, headless: bool = False) -> dict[str, dict[str, Handler]]:
     """Every RPC that is served, by service and method.
 
     A process without a controller still answers ControllerGetCapabilities, with none (csi-sanity asks).
@@ -212,7 +200,7 @@ def handlers(
             ),
             "GetPluginCapabilities": _constant(
                 pb.GetPluginCapabilitiesRequest,
-                plugin_capabilities(engine, constrained=constrained, headless=headless),
+                plugin_capabilities(engine, headless=headless),
             ),
             "Probe": _constant(pb.ProbeRequest, pb.ProbeResponse(ready={"value": True})),
         },

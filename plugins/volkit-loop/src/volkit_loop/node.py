@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from volkit import BlockConnection, FailedPrecondition, Node, NodeInfo, NotFound, requests
+from volkit import BlockConnection, FailedPrecondition, Node, NotFound, ReportsTopology, Topology, requests
 from volkit.host import devices, files, loop
 from volkit_loop.options import LoopSettings, topology
 from volkit_loop.pool import VOLUMES, Pool
 
 
-class LoopNode(Node[LoopSettings]):
+class LoopNode(Node[LoopSettings], ReportsTopology):
     """Attaches the images of the pool on this node."""
 
     def __init__(self, settings: LoopSettings, node_id: str) -> None:
@@ -52,5 +52,5 @@ class LoopNode(Node[LoopSettings]):
                 f"{device} has {size} bytes, not {request.size}: expand the volume first"
             )
 
-    def info(self) -> NodeInfo:
-        return NodeInfo(topology=next(iter(topology(self.node_id)), None))
+    def topology(self) -> Topology:
+        return topology(self.node_id)[0]

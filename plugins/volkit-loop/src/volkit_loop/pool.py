@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import time
 import weakref
 from collections.abc import Iterator
@@ -120,7 +121,9 @@ class Pool:
         """Raises NotFound."""
         path = self.path(kind, id_)
         try:
-            found = os.stat(path)
+            found = os.stat(path, follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode):
+                raise NotFound(f"{path} is no regular file, and so no {kind[:-1]}")
             record = _read_record(path)
         except FileNotFoundError:
             if not os.path.isdir(f"{self._root}/{kind}"):

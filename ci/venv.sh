@@ -6,7 +6,9 @@ cd "$(dirname "$0")/.."
 stamp=.venv/.installed
 inputs=(pyproject.toml adapters/*/pyproject.toml plugins/*/pyproject.toml constraints/dev.txt ci/venv.sh)
 want=$(cat "${inputs[@]}" | cksum)
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && exit 0
+# Compiled once: with PYTHONDONTWRITEBYTECODE set, each start of a driver would compile all that it imports again.
+compile_sources() { .venv/bin/python -m compileall -q src adapters/*/src plugins/*/src; }
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && { compile_sources; exit 0; }
 
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -27,6 +29,7 @@ for project in . adapters/* plugins/*; do
     [ -f "$project/pyproject.toml" ] && editable+=(--editable "$project")
 done
 # Hard links from the cache fail across file systems with a warning; copies never do.
-UV_LINK_MODE=${UV_LINK_MODE:-copy} .venv/bin/uv pip install --quiet --python .venv/bin/python \
+UV_LINK_MODE=${UV_LINK_MODE:-copy} .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python \
     --constraint constraints/dev.txt --group dev "${editable[@]}"
+compile_sources
 echo "$want" > "$stamp"

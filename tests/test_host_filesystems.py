@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -727,3 +728,22 @@ def test_what_is_said_to_be_zeros_is_believed_only_where_its_edges_are(tmp_path:
         assert filesystems.probe(device, zeroed=True).type == "ext4"
     finally:
         loop.detach(device)
+
+
+def test_starts_elsewhere_do_not_keep_the_device(disk: Disk) -> None:
+    """Until it executes, a program has a copy of every descriptor, also of a device that another thread has opened
+    exclusively.
+    """
+    device = disk(8)
+    end = time.monotonic() + 1
+
+    def start() -> None:
+        while time.monotonic() < end:
+            process.run(["true"], timeout=10)
+
+    with ThreadPoolExecutor(3) as starters, _block.opened(device) as descriptor:
+        for _ in range(3):
+            starters.submit(start)
+        while time.monotonic() < end:
+            filesystems._require_unused(descriptor, device, "it is only looked at")
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))

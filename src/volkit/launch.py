@@ -264,6 +264,13 @@ def _read_file(path: Path) -> str:
 # -- the engine ----------------------------------------------------------------------------------------------
 
 
+def keep_to_one_cpu() -> None:
+    """For a daemon, before it starts threads: see `volkit.host.process.keep_to_one_cpu`."""
+    from volkit.host import process
+
+    process.keep_to_one_cpu()
+
+
 def open_engine(args: argparse.Namespace, backend: type[Backend[Any, Any]] | None = None) -> Engine:
     """The engine that the arguments of `Parser.parse` ask for; `backend` where the driver is made for one.
 

@@ -26,7 +26,8 @@ STOP_SECONDS = 20.0
 
 
 class Driver:
-    """`volkit-csi` with the loop backend, in a directory of its own: socket, state, log, and `pool` unless another is given.
+    """`volkit-csi` with the loop backend, in a directory of its own: socket, log, and unless others are given pool and
+    state.
 
     Its children are known by their TMPDIR, which the driver hands on: also those that outlive a kill.
     """
@@ -76,7 +77,8 @@ class Driver:
             try:
                 self.client.wait(timeout=0.5)
             except CallError:
-                assert self.running() and time.monotonic() < end, f"it does not serve: {self.text()[-2000:]}"
+                may_yet = self.running() and time.monotonic() < end
+                assert may_yet, f"it does not serve: {self.text()[-2000:]}"
             else:
                 return self
 
@@ -189,7 +191,7 @@ def loops(below: Path) -> dict[str, str]:
 
 
 def tree(top: Path) -> dict[str, str]:
-    """Everything below a directory: what it is, for a file its size, mode and, where small, content; nothing below mounts."""
+    """Everything below a directory, not below mounts: its mode, of a file size and time too, of a link its end."""
     found: dict[str, str] = {}
     here = top.stat().st_dev
     for directory, names, files in os.walk(top):

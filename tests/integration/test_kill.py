@@ -1,4 +1,4 @@
-"""The driver dies by SIGKILL, at random moments and at chosen ones; the orchestrator repeats its calls, and all ends well."""
+"""The driver dies by SIGKILL, at random moments and at chosen ones; the calls are repeated, and all ends well."""
 
 from __future__ import annotations
 
@@ -270,12 +270,13 @@ def test_an_orphaned_mkfs_keeps_its_device(drivers: Drivers, tmp_path: Path) -> 
 
 @pytest.mark.needs("mkfs.xfs")
 def test_a_half_made_file_system_is_made_anew(drivers: Drivers, tmp_path: Path) -> None:
-    """mkfs.xfs dies with the driver when the superblock, which is its first block, is written: under the recorded intent it
-    is made again, and not mounted as it is.
+    """mkfs.xfs dies with the driver when the superblock, which is its first block, is written: under the recorded
+    intent it is made again, and not mounted as it is.
     """
     home = tmp_path / "driver"
     # sb_inprogress, 126 bytes into the superblock (xfs_sb, "XFS Algorithms & Data Structures")
-    torn = 'for device; do :; done; printf "\\001" | dd of=$device bs=1 seek=126 conv=notrunc,fsync; echo >> mkfs-torn; sleep 60'
+    tear = 'printf "\\001" | dd of=$device bs=1 seek=126 conv=notrunc,fsync'
+    torn = f"for device; do :; done; {tear}; echo >> mkfs-torn; sleep 60"
     driver = drivers(environment=slow_mkfs(home, "mkfs.xfs", torn)).start()
     (home / "mkfs-go").touch()
     co = Orchestrator(driver.client, home)
@@ -304,7 +305,9 @@ def test_a_half_made_file_system_is_made_anew(drivers: Drivers, tmp_path: Path) 
 
 
 def test_two_drivers_exclude_each_other(drivers: Drivers, tmp_path: Path) -> None:
-    """A rolling update: the old and the new process have one state directory, and the old one is in the middle of mkfs."""
+    """A rolling update: the old and the new process have one state directory, and the old one is in the middle of
+    mkfs.
+    """
     home = tmp_path / "old"
     old = drivers("old", environment=slow_mkfs(home)).start()
     new = drivers("new", pool=old.pool, state=old.state).start()
@@ -321,7 +324,7 @@ def test_two_drivers_exclude_each_other(drivers: Drivers, tmp_path: Path) -> Non
         with pytest.raises(CallError, match="ABORTED"):
             second.call("NodeStageVolume", request)
         assert 1.5 < time.monotonic() - begun < 5
-        with pytest.raises(CallError, match="ABORTED|FAILED_PRECONDITION"):
+        with pytest.raises(CallError, match=r"ABORTED|FAILED_PRECONDITION"):
             second.delete(volume.volume_id)
         (home / "mkfs-go").touch()
         staging.result()

@@ -22,17 +22,18 @@ pytestmark = [pytest.mark.root, pytest.mark.sanity]
 SIZE, EXPANDED = 64 << 20, 128 << 20
 PLACES = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
+ATTRIBUTED = "a volume created with a volume attribute class"
+MODIFY = "ModifyVolume [Controller Server] should"
 CONTROLLER, GROUPS = "Controller Service [Controller Server]", "GroupController Service [GroupController"
 NO_MODIFY = {
     f"{CONTROLLER} CreateVolume should create volume with a volume attribute class",
     f"{CONTROLLER} CreateVolume should not create volume with an invalid volume attribute class",
-    "ModifyVolume [Controller Server] should fail if no volume id is given",
-    "ModifyVolume [Controller Server] should fail if specified mutable parameters are not supported by the volume",
-    "ModifyVolume [Controller Server] should fail if volume does not exist",
-    "ModifyVolume [Controller Server] should fail to modify a volume created with a volume attribute class "
-    "if new mutable parameters are not supported by volume",
-    "ModifyVolume [Controller Server] should modify a volume created with a volume attribute class",
-    "ModifyVolume [Controller Server] should modify a volume created without a volume attribute class",
+    f"{MODIFY} fail if no volume id is given",
+    f"{MODIFY} fail if specified mutable parameters are not supported by the volume",
+    f"{MODIFY} fail if volume does not exist",
+    f"{MODIFY} fail to modify {ATTRIBUTED} if new mutable parameters are not supported by volume",
+    f"{MODIFY} modify {ATTRIBUTED}",
+    f"{MODIFY} modify a volume created without a volume attribute class",
 }
 NO_ATTACHMENT = {
     f"{CONTROLLER} ControllerPublishVolume should fail when no node id is provided",
@@ -59,9 +60,9 @@ SKIPPED: Mapping[str, set[str]] = {
     "a volume is attached on its own node: no PUBLISH_UNPUBLISH_VOLUME": NO_ATTACHMENT,
     "no GroupController service": NO_GROUPS,
 }
+DELETED = "the last volume from a page is deleted"
 PENDING = {
-    f"{CONTROLLER} ListVolumes pagination should detect volumes added between pages and accept tokens when "
-    "the last volume from a page is deleted",
+    f"{CONTROLLER} ListVolumes pagination should detect volumes added between pages and accept tokens when {DELETED}"
 }
 """Switched off by csi-sanity itself, whatever the driver."""
 
@@ -121,8 +122,7 @@ def test_controller_and_node_apart(drivers: Callable[..., Driver], tmp_path: Pat
     """Two processes with a journal each. The pool is the node's, so the controller runs beside it, under its name."""
     pool = tmp_path / "pool"
     node = drivers("node", pool=pool, arguments=["--services", "node"]).start()
-    apart = ["--services", "controller", "--topology", "on"]
-    controller = drivers("controller", pool=pool, arguments=apart).start()
+    controller = drivers("controller", pool=pool, arguments=["--services", "controller"]).start()
     endpoints = f"--csi.endpoint={node.endpoint}", f"--csi.controllerendpoint={controller.endpoint}"
     check(run(tmp_path, *endpoints, f"--csi.testvolumeaccesstype={access_type}"))
     for one in (node, controller):

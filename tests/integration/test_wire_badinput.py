@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,71 +9,42 @@ from typing import Any
 import grpc
 import pytest
 
-from volkit_csi.client import METHODS, SERVICES, CallError
+from volkit_csi.client import CallError
 from volkit_csi.wire import csi_pb2 as pb
 
-from .driver import Driver, loops, mounts, tree
-from .orchestrator import MIB, Orchestrator, Used, capability
+from .bait import (
+    EXT4,
+    RAW,
+    SECRET,
+    SIZE,
+    Site,
+    attach,
+    capacity,
+    create,
+    delete,
+    delete_snapshot,
+    expand,
+    get,
+    get_snapshot,
+    grow,
+    publish,
+    republish,
+    republish_raw,
+    restage,
+    snapshot,
+    snapshots,
+    stage,
+    stats,
+    unpublish,
+    unstage,
+    validate,
+    volumes,
+)
+from .orchestrator import MIB, capability
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("mkfs.ext4")]
-SECRET = "hunter2-and-more"
-SIZE = 16 * MIB
 INVALID, MISSING, EXISTS = "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS"
 REFUSED, RANGE, FULL = "FAILED_PRECONDITION", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED"
-EXT4, RAW = capability("ext4"), capability(block=True)
-
-
-class Site:
-    """A driver with a volume of every sort, and a directory with things that must stay as they are."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.driver = Driver(home, arguments=["--log-level", "debug"]).start()
-        self.co = Orchestrator(self.driver.client, home)
-        self.bait = home / "bait"
-        for name in ("full", "empty", "parent"):
-            (self.bait / name).mkdir(parents=True)
-        for name in ("file", "full/file"):
-            (self.bait / name).write_text("precious")
-        (self.bait / "nothing").touch()
-        (self.bait / "link").symlink_to(self.bait / "empty")
-        (self.bait / "dangling").symlink_to(self.bait / "gone")
-        self.mounted = self.used("mounted", EXT4)
-        self.raw = self.used("raw", RAW)
-        self.staged = self.used("staged", EXT4)
-        self.co.unpublish(self.staged)
-        self.formatted = self.used("formatted", EXT4)
-        self.co.unuse(self.formatted)
-        self.plain = self.co.create("plain", SIZE, EXT4).volume_id
-        self.snapshot = self.co.snapshot("snapshot", self.plain)
-
-    def used(self, name: str, kind: Any) -> Used:
-        used = self.co.use(self.co.create(name, SIZE, kind), kind)
-        used.write(name.encode().ljust(512))
-        return used
-
-    def world(self) -> dict[str, Any]:
-        """All that a call could change."""
-        files = tree(self.home)
-        for path in list(files):
-            if Path(path).relative_to(self.home).parts[0] in ("log", "state", "csi.sock") or path.endswith(
-                "/ledger"
-            ):
-                del files[path]
-        attached = loops(self.home)
-        for backing in attached.values():  # a mounted file system writes by itself
-            path = backing.rpartition(" ")[0]
-            files[path] = files[path].rpartition(" ")[0]
-        return {
-            "files": files,
-            "mounts": mounts(self.home),
-            "loops": attached,
-            "records": self.driver.records(),
-            "data": {used.id: used.read(512) for used in (self.mounted, self.raw)},
-        }
-
-    def close(self) -> None:
-        self.driver.end()
 
 
 @pytest.fixture(scope="module")
@@ -95,132 +64,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         assert "failed unexpectedly" not in made.driver.text()
     finally:
         made.close()
-
-
-# -- requests that would be fine, but for what a case changes ------------------------------------------------
-
-
-def create(site: Site, **changes: Any) -> Any:
-    fine = {"name": "new", "volume_capabilities": [EXT4], "capacity_range": {"required_bytes": SIZE}}
-    return pb.CreateVolumeRequest(**{**fine, **changes})
-
-
-def snapshot(site: Site, **changes: Any) -> Any:
-    return pb.CreateSnapshotRequest(**{"name": "new", "source_volume_id": site.plain, **changes})
-
-
-def expand(site: Site, **changes: Any) -> Any:
-    fine = {"volume_id": site.plain, "capacity_range": {"required_bytes": 2 * SIZE}}
-    return pb.ControllerExpandVolumeRequest(**{**fine, **changes})
-
-
-def validate(site: Site, **changes: Any) -> Any:
-    fine = {"volume_id": site.plain, "volume_capabilities": [EXT4]}
-    return pb.ValidateVolumeCapabilitiesRequest(**{**fine, **changes})
-
-
-def stage(site: Site, **changes: Any) -> Any:
-    """Of a volume that is not used now."""
-    fine = {
-        "volume_id": site.formatted.id,
-        "staging_target_path": f"{site.bait}/empty",
-        "volume_capability": EXT4,
-        "volume_context": {"firstFormat": "true"},
-    }
-    return pb.NodeStageVolumeRequest(**{**fine, **changes})
-
-
-def restage(site: Site, **changes: Any) -> Any:
-    """Of a volume that is staged."""
-    used = site.mounted
-    fine = {"volume_id": used.id, "staging_target_path": str(used.staging), "volume_capability": EXT4}
-    return pb.NodeStageVolumeRequest(**{**fine, **changes})
-
-
-def unstage(site: Site, **changes: Any) -> Any:
-    used = site.mounted
-    return pb.NodeUnstageVolumeRequest(
-        **{"volume_id": used.id, "staging_target_path": str(used.staging), **changes}
-    )
-
-
-def publish(site: Site, **changes: Any) -> Any:
-    """Of a volume that is staged, to a place that is free."""
-    used = site.staged
-    fine = {
-        "volume_id": used.id,
-        "staging_target_path": str(used.staging),
-        "target_path": f"{site.bait}/parent/target",
-        "volume_capability": EXT4,
-    }
-    return pb.NodePublishVolumeRequest(**{**fine, **changes})
-
-
-def republish(site: Site, **changes: Any) -> Any:
-    """Of a volume that is published, where it is."""
-    return publish_of(site.mounted, **changes)
-
-
-def republish_raw(site: Site, **changes: Any) -> Any:
-    return publish_of(site.raw, **changes)
-
-
-def publish_of(used: Used, **changes: Any) -> Any:
-    fine = {
-        "volume_id": used.id,
-        "staging_target_path": str(used.staging),
-        "target_path": str(used.target),
-        "volume_capability": used.capability,
-    }
-    return pb.NodePublishVolumeRequest(**{**fine, **changes})
-
-
-def unpublish(site: Site, **changes: Any) -> Any:
-    used = site.mounted
-    return pb.NodeUnpublishVolumeRequest(**{"volume_id": used.id, "target_path": str(used.target), **changes})
-
-
-def stats(site: Site, **changes: Any) -> Any:
-    used = site.mounted
-    return pb.NodeGetVolumeStatsRequest(**{"volume_id": used.id, "volume_path": str(used.target), **changes})
-
-
-def grow(site: Site, **changes: Any) -> Any:
-    used = site.mounted
-    return pb.NodeExpandVolumeRequest(**{"volume_id": used.id, "volume_path": str(used.target), **changes})
-
-
-def delete(site: Site, **changes: Any) -> Any:
-    return pb.DeleteVolumeRequest(**changes)
-
-
-def delete_snapshot(site: Site, **changes: Any) -> Any:
-    return pb.DeleteSnapshotRequest(**changes)
-
-
-def get(site: Site, **changes: Any) -> Any:
-    return pb.ControllerGetVolumeRequest(**changes)
-
-
-def get_snapshot(site: Site, **changes: Any) -> Any:
-    return pb.GetSnapshotRequest(**changes)
-
-
-def volumes(site: Site, **changes: Any) -> Any:
-    return pb.ListVolumesRequest(**changes)
-
-
-def snapshots(site: Site, **changes: Any) -> Any:
-    return pb.ListSnapshotsRequest(**changes)
-
-
-def capacity(site: Site, **changes: Any) -> Any:
-    return pb.GetCapacityRequest(**changes)
-
-
-def attach(site: Site, **changes: Any) -> Any:
-    fine = {"volume_id": site.plain, "node_id": "n1", "volume_capability": EXT4}
-    return pb.ControllerPublishVolumeRequest(**{**fine, **changes})
 
 
 # -- what a case changes -------------------------------------------------------------------------------------
@@ -532,7 +375,10 @@ def test_over_2_63_is_no_message(site: Site) -> None:
     with pytest.raises(ValueError, match="out of range"):
         pb.CapacityRange(required_bytes=2**63)
     over = create(site).SerializeToString() + b"\x12\x0b\x08" + b"\xff" * 9 + b"\x7f"  # a varint of ten bytes
-    assert raw_call(site, "CreateVolume", over)[0] is grpc.StatusCode.INVALID_ARGUMENT
+    with grpc.insecure_channel(f"unix:{site.co.client.path}") as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary("/csi.v1.Controller/CreateVolume")(over)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 ODD_NAMES = [
@@ -598,149 +444,3 @@ def test_a_link_above_the_target_is_followed(site: Site) -> None:
     site.co.call("NodeUnpublishVolume", unpublish(site, volume_id=site.staged.id, target_path=target))
     assert not (site.bait / "parent/target").exists()
     moved.unlink()
-
-
-# -- bytes and messages at random ----------------------------------------------------------------------------
-
-CALLS = 3000
-
-
-def raw_call(site: Site, method: str, data: bytes) -> tuple[Any, str]:
-    row = METHODS[method]
-    with grpc.insecure_channel(f"unix:{site.co.client.path}") as channel:
-        return answer(channel.unary_unary(f"/{row.containing_service.full_name}/{method}"), data)
-
-
-def answer(call: Any, data: bytes) -> tuple[Any, str]:
-    try:
-        call(data, timeout=30)
-    except grpc.RpcError as error:
-        return error.code(), error.details()
-    return grpc.StatusCode.OK, ""
-
-
-def filled(message: Any, site: Site, dice: random.Random, depth: int = 0) -> Any:
-    """Some of the fields set: with values that are there, and with odd ones."""
-    for field in message.DESCRIPTOR.fields:
-        if dice.random() < 0.2:
-            continue
-        value = getattr(message, field.name)
-        if field.message_type is None:
-            if field.is_repeated:
-                value.extend([scalar(field, site, dice)] * dice.randrange(2))
-            else:
-                setattr(message, field.name, scalar(field, site, dice))
-        elif field.message_type.GetOptions().map_entry:
-            if dice.random() < 0.3:
-                word = SECRET if field.name == "secrets" else dice.choice(("", "true", "1"))
-                value[dice.choice(("preallocate", "nosuch", "", "firstFormat"))] = word
-        elif depth < 5:
-            if field.is_repeated:
-                filled(value.add(), site, dice, depth + 1)
-            else:
-                value.SetInParent()
-                filled(value, site, dice, depth + 1)
-    return message
-
-
-def scalar(field: Any, site: Site, dice: random.Random) -> Any:
-    if field.enum_type is not None:
-        return dice.choice((0, 1, 1, 1, 2, 5, 6, 7, 7, 99, -1))
-    if field.cpp_type == field.CPPTYPE_BOOL:
-        return dice.random() < 0.5
-    if field.cpp_type != field.CPPTYPE_STRING:
-        wide = field.cpp_type == field.CPPTYPE_INT64
-        return dice.choice((0, 1, -1, 4096, SIZE, 2**62, -(2**63)) if wide else (0, 1, -1, 2**31 - 1))
-    odd = ["", "x", "..", "a/b", "\x01", "é" * 100, "x" * 5000]
-    if field.name.endswith("volume_id"):
-        return dice.choice([*odd, site.mounted.id, site.raw.id, site.staged.id, site.plain])
-    if field.name == "snapshot_id":
-        return dice.choice([*odd, site.snapshot])
-    if field.name.endswith("path"):
-        bait = [f"{site.bait}/{name}" for name in ("file", "full", "link", "dangling", "empty", "parent/new")]
-        return dice.choice(
-            [*odd, *bait, str(site.mounted.staging), str(site.mounted.target), str(site.raw.target)]
-        )
-    if field.name == "mount_flags":
-        return dice.choice(("ro", "noatime", "bogus", "", f"password={SECRET}"))
-    if field.name == "fs_type":
-        return dice.choice(("", "ext4", "xfs", "ntfs"))
-    return dice.choice([*odd, "fuzz-1", "fuzz-2", "n1"])
-
-
-def shaken(data: bytes, dice: random.Random) -> bytes:
-    """Noise; or the message cut short, longer, or with bytes changed."""
-    match dice.randrange(4):
-        case 0:
-            return dice.randbytes(dice.randrange(64))
-        case 1:
-            return data[: dice.randrange(len(data) + 1)]
-        case 2:
-            return data + dice.randbytes(dice.randrange(1, 8))
-    changed = bytearray(data)
-    for _ in range(dice.randrange(1, 4)):
-        if changed:
-            changed[dice.randrange(len(changed))] = dice.randrange(256)
-    return bytes(changed)
-
-
-def test_noise(tmp_path: Path) -> None:
-    """Whatever comes: a code that means something, a driver that answers, and what nobody gave it stays as it was."""
-    site = Site(tmp_path / "noise")
-    dice = random.Random(7)
-    methods = [one.name for name in SERVICES for one in pb.DESCRIPTOR.services_by_name[name].methods]
-    codes: Counter[str] = Counter()
-    try:
-        # an empty target is removed by NodeUnpublish, and one is made where it is to be published
-        given = ("/parent", "/empty")
-        bait = {path: what for path, what in tree(site.bait).items() if not any(one in path for one in given)}
-        with grpc.insecure_channel(f"unix:{site.co.client.path}") as channel:
-            calls = {
-                one: channel.unary_unary(f"/{METHODS[one].containing_service.full_name}/{one}")
-                for one in methods
-            }
-            for count in range(CALLS):
-                method = methods[count % len(methods)]
-                request = getattr(pb, METHODS[method].input_type.name)
-                data = filled(request(), site, dice).SerializeToString()
-                code, message = answer(calls[method], data if count % 2 else shaken(data, dice))
-                assert code.name not in ("INTERNAL", "UNKNOWN", "DATA_LOSS"), (method, message)
-                assert "unexpected" not in message, (method, message)
-                assert "Traceback" not in message
-                assert SECRET not in message
-                codes[code.name] += 1
-        site.driver.client.wait(timeout=1)
-        assert codes.keys() > {"OK", INVALID, MISSING}, codes
-        take_down(site)
-        assert site.driver.left() == []
-        after = tree(site.bait)
-        assert {path: after.get(path) for path in bait} == bait
-        assert SECRET not in site.driver.text()
-        assert "Traceback" not in site.driver.text()
-        assert "failed unexpectedly" not in site.driver.text()
-    finally:
-        site.close()
-
-
-def take_down(site: Site) -> None:
-    """Undo what a lucky message has put up, as the records tell."""
-    for key in list(site.driver.records()):
-        kind, _, rest = key.partition("/")
-        if kind == "target":
-            id_, _, path = rest.partition("/")
-            request = {"volume_id": id_, "target_path": path.replace("%2F", "/")}
-            site.co.call("NodeUnpublishVolume", pb.NodeUnpublishVolumeRequest(**request))
-    staged = [
-        (key.partition("/")[2], value)
-        for key, value in site.driver.records().items()
-        if key.startswith("stage/")
-    ]
-    for id_, value in staged:
-        path = value.partition('"path": "')[2].partition('"')[0]
-        site.co.call(
-            "NodeUnstageVolume", pb.NodeUnstageVolumeRequest(volume_id=id_, staging_target_path=path)
-        )
-    for entry in site.co.call("ListSnapshots", pb.ListSnapshotsRequest()).entries:
-        site.co.delete_snapshot(entry.snapshot.snapshot_id)
-    for id_ in site.co.volumes():
-        site.co.delete(id_)

@@ -294,7 +294,6 @@ def test_discarded_space_goes_back_to_the_pool(site: Any) -> None:
 
 
 def test_the_node_names_its_place(site: Any) -> None:
-    info = site.node.info()
-    assert info.topology.segments == {"volkit.io/node": "n1"}
-    assert info.facts == {}
+    assert site.node.topology().segments == {"volkit.io/node": "n1"}
+    assert site.node.info().facts == {}
     assert mounts.mounts(under=str(site.pool)) == []

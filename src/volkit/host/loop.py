@@ -361,9 +361,9 @@ def find(path: str) -> list[str]:
         wanted = None
     except OSError as error:
         raise refusal(error, f"cannot look at {path}") from error
-    if wanted is not None and not is_open(path):
-        return []
     real = os.path.realpath(path)
+    if wanted is not None and not is_open(real):
+        return []
     return [device for device, backing in _attached() if _is_of(device, backing, real, wanted)]
 
 

@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Final
 
 from attrs import field, frozen
@@ -185,6 +185,9 @@ starting: Final = threading.Lock()
 a device exclusively for a moment holds this lock too, or it stays in use for as long as somebody else's start takes.
 """
 
+_cpus: frozenset[int] = frozenset(os.sched_getaffinity(0))
+"""Those that programs may run on; this process may keep to fewer."""
+
 _lock: Final = threading.Lock()
 _abandoned: Final[list[Popen[bytes]]] = []
 _places: Final[dict[str, threading.BoundedSemaphore]] = {}
@@ -194,7 +197,7 @@ _places: Final[dict[str, threading.BoundedSemaphore]] = {}
 def _place(program: str, deadline: float, timeout: float) -> Iterator[None]:
     """One of the places for this program; DeadlineExceeded where none becomes free in time."""
     with _lock:
-        places = _places.setdefault(program, threading.BoundedSemaphore(2 * len(os.sched_getaffinity(0))))
+        places = _places.setdefault(program, threading.BoundedSemaphore(2 * len(_cpus)))
     left = deadline - time.monotonic()
     if left <= 0 or not places.acquire(timeout=left):
         raise DeadlineExceeded(f"{program} was not started within {timeout:g} s: too many of it are running")
@@ -210,7 +213,7 @@ def _start(argv: list[str], fed: bool, env: Mapping[str, str] | None, fds: tuple
     from subprocess import DEVNULL, PIPE, Popen
 
     try:
-        with starting:
+        with starting, _on_all_cpus():
             return Popen(
                 argv,
                 stdin=PIPE if fed else DEVNULL,
@@ -223,6 +226,35 @@ def _start(argv: list[str], fed: bool, env: Mapping[str, str] | None, fds: tuple
             )
     except OSError as error:
         raise refusal(error, f"cannot start {argv[0]}") from None
+
+
+def keep_to_one_cpu() -> None:
+    """Have the calling thread, and those it makes from now on, run on one CPU; programs still get them all.
+
+    The threads of a Python process take turns. Where they are spread over several CPUs, each turn costs an
+    interrupt to another one, in a virtual machine more than the work between two system calls: with 16
+    callers a driver did half as much (docs/performance.md). Which CPU it is depends on the process id, so that
+    several drivers of a node spread. Nothing happens where the kernel refuses (sched_setaffinity(2)).
+    """
+    cpus = sorted(_cpus)
+    with suppress(OSError):
+        os.sched_setaffinity(0, {cpus[os.getpid() % len(cpus)]})
+
+
+@contextmanager
+def _on_all_cpus() -> Iterator[None]:
+    """What the calling thread starts meanwhile may run wherever this process might at first."""
+    kept = os.sched_getaffinity(0)
+    if kept == _cpus:
+        yield
+        return
+    with suppress(OSError):
+        os.sched_setaffinity(0, _cpus)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, kept)
 
 
 def _communicate(

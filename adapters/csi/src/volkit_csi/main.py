@@ -88,6 +88,8 @@ def _serve(
         fixed = backend
     args = make_parser(prog, fixed, name).parse(argv, environ, variables=VARIABLES)
     volkit.launch.configure_logging(args.log_level, args.log_format)
+    if args.cpus == "one":
+        volkit.launch.keep_to_one_cpu()
     engine = volkit.launch.open_engine(args, fixed)
     left = 0
     try:
@@ -132,6 +134,12 @@ def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name:
     )
     parser.add_argument(
         "--threads", type=_count, default=32, metavar="N", help="calls that run at once (default: 32)"
+    )
+    parser.add_argument(
+        "--cpus",
+        choices=("one", "all"),
+        default="one",
+        help="where the driver's threads run; programs such as mkfs always get all (default: one, which is faster)",
     )
     parser.add_argument(
         "--grace",

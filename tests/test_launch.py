@@ -20,7 +20,7 @@ from volkit import FailedPrecondition, InvalidArgument, NotFound, launch, option
 
 @frozen
 class Settings:
-    pool: Path = option(help="where volumes are")  # noqa: RUF009
+    pool: Path = option(help="where volumes are")
     access_key: str = option(default="", secret=True)
     hosts: tuple[str, ...] = ()
     thin: bool = True

@@ -70,7 +70,11 @@ def test_every_state_is_reached_and_left() -> None:
 
 def test_every_method_a_vendor_writes_is_asked_for_by_a_row() -> None:
     asked = {row.method for row in ROWS}
-    of_the_engine = {"list_published", "volume_health", "topology"}  # parts of list_volumes, get_volume, node_info
+    of_the_engine = {
+        "list_published",
+        "volume_health",
+        "topology",
+    }  # parts of list_volumes, get_volume, node_info
     for side in SIDES.values():
         offered = {name for mixin in (side, *side.mixins) for name in interfaces._abstract(mixin)}  # type: ignore[attr-defined]
         assert offered - of_the_engine <= asked

@@ -93,8 +93,8 @@ class Everything:
     count: int = option(default=3, at_least=1, at_most=9)
     ratio: float = 0.5
     thin: bool = True
-    stripe: Size = option(default="64Ki", help="bytes per stripe")  # noqa: RUF009
-    tier: Tier = option(default=Tier.SILVER, mutable=True)  # noqa: RUF009
+    stripe: Size = option(default="64Ki", help="bytes per stripe")
+    tier: Tier = option(default=Tier.SILVER, mutable=True)
     speed: Speed = Speed.SLOW
     hosts: tuple[str, ...] = ()
     limit: Size | None = None

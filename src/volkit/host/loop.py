@@ -246,7 +246,7 @@ def _attached_as_expected(descriptor: int, device: str, expect: Mapping[str, str
         raise InvalidArgument(f"{device} is not a loop device")
     if _block.loop_info(descriptor) is None:
         return False
-    return not expect or not _block.differences(_block.identity(descriptor), expect)
+    return not expect or not _block.differences(_block.identity(descriptor, expect), expect)
 
 
 def _refuse_busy(device: str, expect: Mapping[str, str] | None, busy: InUse) -> bool:

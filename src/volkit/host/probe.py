@@ -27,7 +27,8 @@ from volkit.host import _block
 __all__ = ["Probe", "State", "Unreadable", "probe"]
 
 _EDGE: Final = 256 << 10
-"""How many bytes of the head and of the tail are read. Their reads are the proof that the device can be read.
+"""How many bytes of the head and of the tail are read, as the proof that the device can be read; an eighth of it
+where the storage says that all of it is zeros.
 """
 
 # blkid_probe_set_superblocks_flags(3) and blkid_do_safeprobe(3), libblkid's <blkid/blkid.h>
@@ -85,7 +86,7 @@ def probe(device: str, *, zeroed: bool = False) -> Probe:
 
 def probe_open(descriptor: int, device: str, *, zeroed: bool = False) -> Probe:
     """`probe` for a device that is open."""
-    if _edges_are_zeros(descriptor, device) and zeroed:
+    if _edges_are_zeros(descriptor, device, _EDGE // 8 if zeroed else _EDGE) and zeroed:
         return Probe(state=State.BLANK)
     with _blkid_probe(descriptor, device) as handle:
         answer = _blkid().blkid_do_safeprobe(handle)
@@ -98,12 +99,12 @@ def probe_open(descriptor: int, device: str, *, zeroed: bool = False) -> Probe:
         return _found(handle)
 
 
-def _edges_are_zeros(descriptor: int, device: str) -> bool:
+def _edges_are_zeros(descriptor: int, device: str, length: int) -> bool:
     zeros = True
     size = _block.size(descriptor)
     if not size:
         raise Unreadable(f"{device} has no size: nothing is attached to it, or its medium is gone")
-    length = min(_EDGE, size)
+    length = min(length, size)
     for place in dict.fromkeys((0, size - length)):
         try:
             # from the storage, not from what was read of it some time ago

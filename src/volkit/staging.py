@@ -22,28 +22,24 @@ from typing import Any
 
 import attrs
 
-from volkit import requests, validate
+from volkit import formatting, requests, validate
 from volkit.backend import Backend
 from volkit.errors import (
     AlreadyExists,
     Ambiguous,
     FailedPrecondition,
     InUse,
-    NotBlank,
     NotFound,
     OutOfRange,
-    Unavailable,
     UnsupportedVolume,
     VolkitError,
 )
 from volkit.guard import call_backend
 from volkit.host import devices, filesystems, mounts, paths, process
-from volkit.host.probe import State, probe
 from volkit.interfaces import ConnectsPerPod, Node, ReportsTopology
 from volkit.journal import Delete, Journal, Put, key
 from volkit.locks import Locks
 from volkit.model import (
-    FIRST_FORMAT,
     BlockConnection,
     BlockVolume,
     Capability,
@@ -58,11 +54,6 @@ _log = logging.getLogger("volkit.engine")
 
 MOUNT_SECONDS = 60.0
 """How long a mount program of a network file system may take."""
-
-FORMAT_SECONDS = 600.0
-"""How long mkfs may take."""
-
-_XFS_IN_PROGRESS = 126
 
 _CONNECTIONS = {"block": BlockConnection, "file": FileConnection}
 
@@ -157,7 +148,13 @@ class Staging:
         if isinstance(connection, BlockConnection) and not request.capability.access_mode.read_only:
             devices.set_read_only(connection.device, False)  # a device number keeps what its last user set
         if isinstance(connection, BlockConnection) and not request.capability.block:
-            fs_type = self._ensure_file_system(stage_key, record, request, connection)
+            fs_type = formatting.ensure_file_system(
+                request,
+                connection,
+                fs_types=self._backend.limits.fs_types,
+                unfinished=record.get("format") or "",
+                intend=lambda wanted: self._journal.write(Put(stage_key, {**record, "format": wanted})),
+            )
         record = {**record, "fs_type": fs_type, "format": None}
         self._journal.write(Put(stage_key, record), durable=True)
         if not request.capability.block:
@@ -188,80 +185,17 @@ class Staging:
         fs_type = here.fs_type if isinstance(connection, BlockConnection) else ""
         self._journal.write(Put(stage_key, {**record, "fs_type": fs_type, "format": None}), durable=True)
 
-    def _ensure_file_system(
-        self,
-        stage_key: str,
-        record: Mapping[str, Any],
-        request: requests.NodeStageRequest,
-        connection: BlockConnection,
-    ) -> str:
-        """The type of the file system on the device, made now where that is permitted and proven to be
-        harmless.
-
-        Permitted: the context says firstFormat. Proven: the whole head and tail were read and bear no
-        signature; or an mkfs of ours was cut short on this very device, and what is there is half made: another node
-        may have begun anew after us, finished, and put data in it. Raises NotBlank, FailedPrecondition.
-        """
-        capability, volume, device = request.capability, request.volume_id, connection.device
-        wanted = capability.fs_type or self._backend.limits.fs_types[0]
-        unfinished = record.get("format")
-        found = probe(device, zeroed=connection.zeroed)
-        if found.state is State.OTHER:
-            raise NotBlank(
-                f"volume {volume!r}: {device} holds a {found.type or 'thing of unknown type'}: nothing is done to it"
-            )
-        torn = found.type == unfinished and _half_made(device, found.type)
-        if found.state is State.FILESYSTEM and not torn:
-            if capability.fs_type and found.type != capability.fs_type:
-                raise NotBlank(
-                    f"volume {volume!r} holds a file system of type {found.type}, asked for is {capability.fs_type}"
-                )
-            filesystems.check(device, found.type)
-            return found.type
-        if request.volume_context.get(FIRST_FORMAT) != "true":
-            raise FailedPrecondition(
-                f"volume {volume!r} is blank and volkit did not make it so: if it may be formatted, "
-                f'give it the attribute {FIRST_FORMAT}: "true"'
-            )
-        if capability.access_mode.read_only:
-            raise FailedPrecondition(
-                f"volume {volume!r} is blank and wanted read-only: there is nothing to read"
-            )
-        self._journal.write(Put(stage_key, {**record, "format": wanted}), durable=True)
-        filesystems.make(
-            device,
-            wanted,
-            zeroed=connection.zeroed and not unfinished,
-            over_partial=torn,
-            found=found,
-            timeout=FORMAT_SECONDS,
-        )
-        return wanted
-
     def _mount(self, connection: Connection, fs_type: str, request: requests.NodeStageRequest) -> None:
         path, capability = request.staging_target_path, request.capability
         paths.ensure_directory(path)
         flags = [*capability.mount_flags, *(["ro"] if capability.access_mode.read_only else [])]
         if isinstance(connection, BlockConnection):
-            self._mount_device(connection.device, path, fs_type, flags, capability.access_mode.read_only)
+            read_only = capability.access_mode.read_only
+            formatting.mount_device(connection.device, path, fs_type, flags, read_only=read_only)
         elif connection.directory:
             mounts.bind(connection.directory, path, read_only=capability.access_mode.read_only)
         else:
             _mount_remote(connection, path, flags)
-
-    @staticmethod
-    def _mount_device(device: str, path: str, fs_type: str, flags: list[str], read_only: bool) -> None:
-        """Mount, and let the file system fill a device that has grown: before the mount where its type can, since
-        growing a mounted ext4 takes CAP_SYS_RESOURCE.
-        """
-        offline = filesystems.supported(fs_type).grow_unmounted is not None
-        if offline and not read_only:
-            filesystems.grow(device, fs_type)
-        mounts.mount(
-            device, path, fs_type, [*flags, *filesystems.mount_options(fs_type, read_only=read_only)]
-        )
-        if not offline and not read_only:
-            filesystems.grow(device, fs_type, path)
 
     def _undo_stage(
         self, stage_key: str, request: requests.NodeStageRequest, connection: Connection, *, unmount: bool
@@ -614,19 +548,6 @@ def _is_mounted(connection: Connection, path: str, here: mounts.Mount) -> bool:
         if connection.directory
         else here.source == connection.source
     )
-
-
-def _half_made(device: str, fs_type: str) -> bool:
-    """Whether a killed mkfs left this signature: xfs has its superblock first, with sb_inprogress set until all is
-    written (xfs_sb, "XFS Algorithms & Data Structures"). The others write theirs last, so it is of a whole one.
-    """
-    if fs_type != "xfs":
-        return False
-    try:
-        with open(device, "rb", buffering=0) as file:
-            return file.read(512)[_XFS_IN_PROGRESS] != 0
-    except (OSError, IndexError) as error:
-        raise Unavailable(f"{device} cannot be read ({error}): check the storage") from error
 
 
 def _bind(source: str, request: requests.NodePublishRequest) -> None:

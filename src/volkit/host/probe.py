@@ -24,7 +24,7 @@ from attrs import frozen
 from volkit.errors import FailedPrecondition, Unavailable
 from volkit.host import _block
 
-__all__ = ["Probe", "State", "Unreadable", "probe"]
+__all__ = ["Probe", "State", "Unreadable", "is_half_made", "probe"]
 
 _EDGE: Final = 256 << 10
 """How many bytes of the head and of the tail are read, as the proof that the device can be read; an eighth of it
@@ -40,6 +40,7 @@ _BAD_CHECKSUMS: Final = 1 << 10
 _FOUND: Final = 0
 _NOTHING: Final = 1
 _AMBIVALENT: Final = -2
+_XFS_IN_PROGRESS: Final = 126  # the place of sb_inprogress in struct xfs_dsb
 
 
 class Unreadable(Unavailable):
@@ -97,6 +98,19 @@ def probe_open(descriptor: int, device: str, *, zeroed: bool = False) -> Probe:
         if answer != _FOUND:
             raise Unreadable(f"{device} could not be probed: reading it failed on the way; check the device")
         return _found(handle)
+
+
+def is_half_made(device: str, fs_type: str) -> bool:
+    """Whether a killed mkfs left this signature: xfs has its superblock first, with sb_inprogress set until all
+    is written (xfs_sb, "XFS Algorithms & Data Structures"). The others write theirs last, so it is of a whole one.
+    """
+    if fs_type != "xfs":
+        return False
+    try:
+        with open(device, "rb", buffering=0) as file:
+            return file.read(512)[_XFS_IN_PROGRESS] != 0
+    except (OSError, IndexError) as error:
+        raise Unreadable(f"{device} cannot be read ({error}): check the storage") from error
 
 
 def _edges_are_zeros(descriptor: int, device: str, length: int) -> bool:

@@ -1,0 +1,78 @@
+"""A file system on a block device: made only with permission and proof, else taken as it is; and its mount.
+
+Permission: the volume's context says `firstFormat`. Proof: the device's head and tail were read and nothing on it
+has a signature; or an mkfs of ours was cut short on this very device, and what is there is half made: another node
+may have begun anew after us, finished, and put data in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from volkit.errors import FailedPrecondition, NotBlank
+from volkit.host import filesystems, mounts
+from volkit.host.probe import Probe, State, is_half_made, probe
+from volkit.model import FIRST_FORMAT, BlockConnection
+from volkit.requests import NodeStageRequest
+
+FORMAT_SECONDS = 600.0
+"""How long mkfs may take."""
+
+
+def ensure_file_system(
+    request: NodeStageRequest,
+    connection: BlockConnection,
+    *,
+    fs_types: Sequence[str],
+    unfinished: str,
+    intend: Callable[[str], None],
+) -> str:
+    """The type of the file system on the device; it is made now where that is permitted and proven to be harmless.
+
+    `fs_types` are the backend's, the first by default. `unfinished` is the type that a recorded intent names, "" where
+    there is none; `intend(fs_type)` makes that record durable, and is called before anything is written.
+
+    Raises NotBlank, FailedPrecondition, Unavailable where the device cannot be read.
+    """
+    capability, volume, device = request.capability, request.volume_id, connection.device
+    found = probe(device, zeroed=connection.zeroed)
+    if found.state is State.OTHER:
+        what = found.type or "thing of unknown type"
+        raise NotBlank(f"volume {volume!r}: {device} holds a {what}: nothing is done to it")
+    torn = found.type == unfinished and is_half_made(device, found.type)
+    if found.state is State.FILESYSTEM and not torn:
+        return _existing(request, device, found)
+    if request.volume_context.get(FIRST_FORMAT) != "true":
+        raise FailedPrecondition(
+            f"volume {volume!r} is blank and volkit did not make it so: if it may be formatted, "
+            f'give it the attribute {FIRST_FORMAT}: "true"'
+        )
+    if capability.access_mode.read_only:
+        raise FailedPrecondition(f"volume {volume!r} is blank and wanted read-only: there is nothing to read")
+    wanted = capability.fs_type or fs_types[0]
+    intend(wanted)
+    zeroed = connection.zeroed and not unfinished
+    filesystems.make(device, wanted, zeroed=zeroed, over_partial=torn, found=found, timeout=FORMAT_SECONDS)
+    return wanted
+
+
+def _existing(request: NodeStageRequest, device: str, found: Probe) -> str:
+    wanted = request.capability.fs_type
+    if wanted and found.type != wanted:
+        raise NotBlank(
+            f"volume {request.volume_id!r} holds a file system of type {found.type}, asked for is {wanted}"
+        )
+    filesystems.check(device, found.type)
+    return found.type
+
+
+def mount_device(device: str, path: str, fs_type: str, flags: Sequence[str], *, read_only: bool) -> None:
+    """Mount, and let the file system fill a device that has grown: before the mount where its type can, since
+    growing a mounted ext4 takes CAP_SYS_RESOURCE.
+    """
+    offline = filesystems.supported(fs_type).grow_unmounted is not None
+    if offline and not read_only:
+        filesystems.grow(device, fs_type)
+    mounts.mount(device, path, fs_type, [*flags, *filesystems.mount_options(fs_type, read_only=read_only)])
+    if not offline and not read_only:
+        filesystems.grow(device, fs_type, path)

@@ -747,3 +747,21 @@ def test_starts_elsewhere_do_not_keep_the_device(disk: Disk) -> None:
         while time.monotonic() < end:
             filesystems._require_unused(descriptor, device, "it is only looked at")
             os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+
+
+def test_btrfs_waits_for_the_size_that_the_kernel_can_resize(tmp_path: Path) -> None:
+    image, place = tmp_path / "image", tmp_path / "place"
+    image.touch()
+    place.mkdir()
+    os.truncate(image, 128 * MIB)
+    device = loop.attach(str(image))
+    try:
+        filesystems.make(device, "btrfs", zeroed=True, timeout=60)
+        mounts.mount(device, str(place), "btrfs", [])
+        for size, grown in ((255, False), (256, True)):
+            os.truncate(image, size * MIB)
+            loop.resize(device)
+            assert filesystems.grow(device, "btrfs", str(place)) is grown
+    finally:
+        mounts.unmount(str(place))
+        loop.detach(device)

@@ -53,7 +53,7 @@ class FileSystem:
     those for a device known to read as zeros. `smallest` is the least size in bytes, `package` the Debian
     package of its programs. `check`, with device and seconds, makes it fit for a mount and tells whether it
     repaired something; None where mounting does that. `grow_mounted` takes device, mount point and seconds,
-    `grow_unmounted` device and seconds; None where the type cannot.
+    `grow_unmounted` device and seconds; None where the type cannot. Below `grows_from` bytes it cannot either.
     """
 
     make: tuple[str, ...]
@@ -64,6 +64,7 @@ class FileSystem:
     check: Callable[[str, float], bool] | None = None
     grow_mounted: Callable[[str, str, float], None]
     grow_unmounted: Callable[[str, float], None] | None = None
+    grows_from: int = 0
     mount_options: tuple[str, ...] = ()
 
 
@@ -256,11 +257,13 @@ def grow(device: str, fs_type: str, mount_point: str | None = None, *, timeout: 
 
 
 def needs_growth(device: str, fs_type: str, mount_point: str | None = None) -> bool:
-    """Whether the device has room for at least one block more than its file system uses."""
+    """Whether the device has room for at least one block more than its file system uses, and is large enough
+    for its type to grow at all.
+    """
     with _block.opened(device) as descriptor:
         room = _block.size(descriptor)
     found, block_size = _measure(device, fs_type, mount_point)
-    return room - found >= block_size
+    return room - found >= block_size and room >= SUPPORTED[fs_type].grows_from
 
 
 def size(device: str, fs_type: str, mount_point: str | None = None) -> int:
@@ -398,6 +401,7 @@ SUPPORTED: Final[Mapping[str, FileSystem]] = {
         package="btrfs-progs",
         check=_check_btrfs,
         grow_mounted=_grow_btrfs,
+        grows_from=256 * MIB,  # the kernel resizes no smaller one (fs/btrfs/ioctl.c)
     ),
 }
 """The file systems that volkit makes, checks and grows."""

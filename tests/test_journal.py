@@ -1,4 +1,4 @@
-"""Both journals through one suite, and what only the one on disk promises."""
+"""All journals through one suite, and what only the one on disk promises (test_journal_etcd.py: the shared one)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from volkit.host import mounts
 from volkit.journal import Conflict, Delete, Journal, Put, key, open_journal
 from volkit.journal import sqlite as module
 from volkit.journal.memory import MemoryJournal
-from volkit.journal.sqlite import FORMAT, SqliteJournal
+from volkit.journal.sqlite import MIGRATIONS, SqliteJournal
+
+ETCD = pytest.mark.needs("etcd", "etcdctl")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", pytest.param("etcd", marks=ETCD)])
 def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
-    made = open_journal("memory://" if request.param == "memory" else f"sqlite://{tmp_path}/journal.db")
+    url = {"memory": "memory://", "sqlite": f"sqlite://{tmp_path}/journal.db"}.get(request.param)
+    made = open_journal(url or request.getfixturevalue("etcd").url())
     yield made
     made.close()
 
@@ -45,7 +49,7 @@ def keys(journal: Journal, prefix: str = "", **words: Any) -> list[str]:
     return [entry.key for entry in journal.scan(prefix, **words)]
 
 
-# -- both --------------------------------------------------------------------------------------------------------------
+# -- all ---------------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_put_is_got_until_it_is_deleted(journal: Journal) -> None:
@@ -54,7 +58,8 @@ def test_what_was_put_is_got_until_it_is_deleted(journal: Journal) -> None:
     journal.write(Put("a", value))
     entry = journal.get("a")
     assert entry is not None
-    assert (entry.key, entry.value, entry.revision) == ("a", value, 1)
+    assert (entry.key, entry.value) == ("a", value)
+    assert entry.revision > 0
     journal.write(Delete("a"))
     assert journal.get("a") is None
     journal.write(Delete("a"))
@@ -73,19 +78,30 @@ def test_a_value_got_is_a_copy(journal: Journal) -> None:
 
 
 def test_a_revision_grows_with_each_change(journal: Journal) -> None:
+    revisions = [0]
     for number in range(1, 5):
         journal.write(Put("a", {"n": number}), durable=number % 2 == 0)
-        entry = journal.get("a")
-        assert entry is not None
-        assert entry.revision == number
+        revisions.append(revision_of(journal, "a"))
+    assert revisions == sorted(set(revisions))
 
 
-@pytest.mark.parametrize("change", [Put("a", {"by": "me"}, revision=1), Delete("a", revision=1)])
-def test_a_change_of_an_old_revision_is_refused(journal: Journal, change: Put | Delete) -> None:
+def revision_of(journal: Journal, key: str) -> int:
+    entry = journal.get(key)
+    assert entry is not None
+    return entry.revision
+
+
+@pytest.mark.parametrize(
+    "change", [partial(Put, "a", {"by": "me"}), partial(Delete, "a")], ids=["Put", "Delete"]
+)
+def test_a_change_of_an_old_revision_is_refused(
+    journal: Journal, change: Callable[..., Put | Delete]
+) -> None:
     journal.write(Put("a", {"by": "nobody"}))
+    old = revision_of(journal, "a")
     journal.write(Put("a", {"by": "other"}))
     with pytest.raises(Conflict, match="'a'"):
-        journal.write(change)
+        journal.write(change(revision=old))
     entry = journal.get("a")
     assert entry is not None
     assert entry.value == {"by": "other"}
@@ -97,8 +113,13 @@ def test_revision_0_means_that_it_must_not_exist(journal: Journal) -> None:
         journal.write(Put("a", {"by": "second"}, revision=0))
     with pytest.raises(Conflict):
         journal.write(Put("b", {}, revision=7))
-    journal.write(Delete("a", revision=1))
+    journal.write(Delete("a", revision=revision_of(journal, "a")))
     journal.write(Put("a", {"by": "third"}, revision=0))
+
+
+def test_a_key_may_be_named_twice(journal: Journal) -> None:
+    journal.write(Put("a", {"n": 1}), Delete("b"), Put("a", {"n": 2}, revision=0), Put("b", {}))
+    assert [(entry.key, entry.value) for entry in journal.scan("")] == [("a", {"n": 2}), ("b", {})]
 
 
 def test_of_several_changes_all_happen_or_none(journal: Journal) -> None:
@@ -228,7 +249,8 @@ def test_a_closed_journal_is_unavailable(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "etcd://host", "sqlite://relative.db", "sqlite:///", "memory", "/path/journal.db"]
+    "url",
+    ["", "etcd://host", "etcd://host:1", "sqlite://relative.db", "sqlite:///", "memory", "/path/journal.db"],
 )
 def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(InvalidArgument):
@@ -519,9 +541,51 @@ def test_another_programs_file_is_left_alone(tmp_path: Path, statement: str) -> 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = f"{tmp_path}/journal.db"
     with closing(SqliteJournal(path)) as journal:
-        journal._writer.execute(f"PRAGMA user_version = {FORMAT + 1}")
-    with pytest.raises(FailedPrecondition, match=f"format {FORMAT + 1}.*upgrade"):
+        journal._writer.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 2}")
+    with pytest.raises(FailedPrecondition, match=f"format {len(MIGRATIONS) + 2}.*upgrade"):
         SqliteJournal(path)
+
+
+NEXT = ("ALTER TABLE record ADD COLUMN note TEXT NOT NULL DEFAULT ''", "CREATE TABLE remark (text TEXT)")
+
+
+def test_migrations_keep_the_records_and_one_version_back_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{tmp_path}/journal.db"
+    with closing(SqliteJournal(path)) as old:
+        old.write(Put("a", {"by": "old"}))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "MIGRATIONS", MIGRATIONS + NEXT[:1])
+            with closing(SqliteJournal(path)) as new:
+                assert keys(new) == ["a"]
+                assert new._writer.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
+                new.write(Put("b", {"by": "new"}))
+        old.write(Put("c", {"by": "old"}))  # a process of the version before, that was not restarted yet
+    with closing(SqliteJournal(path)) as old:  # and one that was rolled back
+        assert keys(old) == ["a", "b", "c"]
+        old.write(Put("a", {"by": "old again"}))
+    monkeypatch.setattr(module, "MIGRATIONS", MIGRATIONS + NEXT)
+    with closing(SqliteJournal(path)) as newest:
+        assert keys(newest) == ["a", "b", "c"]
+    monkeypatch.undo()
+    with pytest.raises(FailedPrecondition, match="upgrade"):
+        SqliteJournal(path)
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"{tmp_path}/journal.db"
+    with closing(SqliteJournal(path)) as journal:
+        journal.write(Put("a", {}))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "MIGRATIONS", (*MIGRATIONS, NEXT[0], "CREATE TABLE record (again TEXT)"))
+        with pytest.raises((FailedPrecondition, Unavailable)):
+            SqliteJournal(path)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert len(db.execute("PRAGMA table_info(record)").fetchall()) == 3
+    with closing(SqliteJournal(path)) as journal:
+        assert keys(journal) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -542,23 +606,78 @@ def test_a_damaged_journal_is_refused_or_unavailable(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xa5" * (len(content) - 4096)
     path.write_bytes(content)
-    with (
-        pytest.raises((FailedPrecondition, Unavailable), match="malformed"),
-        closing(SqliteJournal(str(path))) as journal,
-    ):
-        journal.scan("")
+    with pytest.raises(FailedPrecondition, match="damaged"):
+        SqliteJournal(str(path))
+    assert path.read_bytes() == content
 
 
-def test_a_damaged_record_is_unavailable_and_the_others_are_not(sqlite: SqliteJournal) -> None:
-    sqlite.write(Put("a/bad", {}), Put("good", {}))
+def damage(path: Path) -> bytes:
+    """Break a journal of a hundred records, all but its first page."""
+    with closing(SqliteJournal(str(path))) as journal:
+        journal.write(*(Put(f"{n:03}", {"text": "x" * 500}) for n in range(100)))
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xa5" * (len(content) - 4096)
+    path.write_bytes(content)
+    return bytes(content)
+
+
+def test_a_damaged_journal_is_set_aside_where_that_is_harmless(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal.db"
+    content = damage(path)
+    with closing(open_journal(f"sqlite://{path}", set_aside=True)) as journal:
+        assert keys(journal) == []
+        journal.write(Put("a", {}))
+    (aside,) = tmp_path.glob("journal.db.damaged-*Z")
+    assert aside.read_bytes() == content
+    assert str(aside) in caplog.text
+    assert "Volumes are found again" in caplog.text
+    with closing(open_journal(f"sqlite://{path}", set_aside=True)) as journal:
+        assert keys(journal) == ["a"]
+    assert list(tmp_path.glob("journal.db.damaged-*Z")) == [aside]
+
+
+def test_who_has_a_journal_open_that_is_set_aside_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with closing(SqliteJournal(str(path))) as old:
+        old.write(Put("a", {}))
+        for end in ("-wal", "-shm", ""):
+            os.rename(f"{path}{end}", f"{path}.damaged{end}")
+        with closing(SqliteJournal(str(path))) as new:
+            new.write(Put("b", {}))
+            with pytest.raises(Unavailable, match="restart"):
+                old.write(Put("c", {}))
+            assert keys(new) == ["b"]
+
+
+def test_a_large_journal_is_not_checked_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.db"
+    with closing(SqliteJournal(str(path))) as journal:
+        journal.write(*(Put(f"{n:03}", {"text": "x" * 500}) for n in range(100)))
+    content = bytearray(path.read_bytes())
+    content[-4096:] = b"\xa5" * 4096
+    path.write_bytes(content)
+    with pytest.raises(FailedPrecondition, match="damaged"):
+        SqliteJournal(str(path))
+    monkeypatch.setattr(module, "_CHECK_BYTES", 4096)
+    SqliteJournal(str(path)).close()
+
+
+@pytest.mark.parametrize("how", ["get", "scan"])
+def test_a_damaged_record_is_quarantined_and_the_others_are_not(sqlite: SqliteJournal, how: str) -> None:
+    sqlite.write(Put("a/bad", {}), Put("a/good", {}))
     sqlite._writer.execute("UPDATE record SET value = '{' WHERE key = 'a/bad'")
-    with pytest.raises(Unavailable, match="'a/bad'"):
-        sqlite.get("a/bad")
-    with pytest.raises(Unavailable, match="'a/bad'"):
-        sqlite.scan("a/")
-    assert keys(sqlite, "good") == ["good"]
+    if how == "get":
+        assert sqlite.get("a/bad") is None
+    assert keys(sqlite, "a/") == ["a/good"]
+    assert keys(sqlite) == ["a/good", "quarantine/a%2Fbad"]
+    kept = sqlite.get("quarantine/a%2Fbad")
+    assert kept is not None
+    assert kept.value["text"] == "{"
+    assert "not JSON" in kept.value["why"]
     sqlite.write(Put("a/bad", {"mended": True}))
-    assert keys(sqlite) == ["a/bad", "good"]
+    assert keys(sqlite, "a/") == ["a/bad", "a/good"]
 
 
 @pytest.mark.parametrize("make", ["directory", "below a file"])

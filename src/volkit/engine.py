@@ -16,7 +16,7 @@ from typing import Any
 from volkit.backend import Backend, supported
 from volkit.errors import FailedPrecondition, InvalidArgument, Unsupported
 from volkit.interfaces import Controller, FindsByName, Mixin, Node, TakesIds, TakesTokens
-from volkit.journal import Journal, open_journal
+from volkit.journal import Journal, SharedJournal, open_journal
 from volkit.locks import Locks
 from volkit.operations import OPERATIONS, Operation
 from volkit.requests import Call
@@ -30,7 +30,9 @@ class Engine:
     Several engines, in one process or in many, may share a state directory. What a node knows of itself stays
     in the state directory also where the controller's `journal` is elsewhere.
 
-    Raises FailedPrecondition where a journal in memory would make the backend double its volumes.
+    A default journal that is damaged is set aside where the backend's volumes can be found again. Raises
+    FailedPrecondition where a journal in memory, or one shared by replicas, would make the backend double its
+    volumes.
     """
 
     def __init__(
@@ -58,9 +60,11 @@ class Engine:
         node_class = backend.node if "node" in self.services else None
         local = journal
         if local is None or node_class:
-            local = open_journal(f"sqlite://{state_dir.absolute() / 'journal.db'}")
+            path = state_dir.absolute() / "journal.db"
+            findable = journal is not None or can_find_again(controller_class)
+            local = open_journal(f"sqlite://{path}", set_aside=findable)
         self.journal = local if journal is None else journal
-        self._local = local
+        self.node_journal = local
         _refuse_doubling(backend, controller_class, self.journal)
         self.locks = Locks(state_dir / "locks")
         self.controller: Controller[Any, Any] | None = (
@@ -70,10 +74,14 @@ class Engine:
         self.operations: Mapping[str, Operation] = {
             one.name: one for one in supported(controller_class, node_class)
         }
-        staging = Staging(self.node, backend, local, self.locks, node_id) if self.node else None
-        sides: dict[str, object] = {"node": staging}
+        self.staging = Staging(self.node, backend, local, self.locks, node_id) if self.node else None
+        self.provisioning: Provisioning | None = None
         if self.controller:
-            sides["controller"] = Provisioning(self.controller, backend, self.journal, self.locks, staging)
+            # nodes lock for themselves: one volume is staged on several of them at once
+            shared = self.journal if isinstance(self.journal, SharedJournal) else None
+            locks = Locks(state_dir / "locks", shared) if shared else self.locks
+            self.provisioning = Provisioning(self.controller, backend, self.journal, locks, self.staging)
+        sides = {"node": self.staging, "controller": self.provisioning}
         self._run = {name: getattr(sides[one.side], name) for name, one in self.operations.items()}
 
     def has(self, mixin: type[Mixin]) -> bool:
@@ -99,17 +107,28 @@ class Engine:
 
     def close(self) -> None:
         """Close the journal, also the one that was given. Nothing that runs is stopped."""
-        self._local.close()
-        if self.journal is not self._local:
+        self.node_journal.close()
+        if self.journal is not self.node_journal:
             self.journal.close()
+
+
+def can_find_again(controller: type | None) -> bool:
+    """Can a lost journal do no harm: is a volume found by its name, or made under the same id or token again?"""
+    return controller is None or issubclass(controller, FindsByName | TakesIds | TakesTokens)
 
 
 def _refuse_doubling(backend: type[Backend[Any, Any]], controller: type | None, journal: Journal) -> None:
     """A backend whose creates cannot be found again is safe only as long as the journal is."""
     from volkit.journal.memory import MemoryJournal
 
-    safe = controller is None or issubclass(controller, FindsByName | TakesIds | TakesTokens)
-    if not safe and isinstance(journal, MemoryJournal):
+    if can_find_again(controller):
+        return
+    if isinstance(journal, SharedJournal):
+        raise FailedPrecondition(
+            f"backend {backend.name!r} finds no volume by name, takes no ids, no tokens: no lock keeps two replicas "
+            "from making a volume twice; run one controller with sqlite:///PATH on a volume that follows it"
+        )
+    if isinstance(journal, MemoryJournal):
         raise FailedPrecondition(
             f"backend {backend.name!r} finds no volume by name, takes no ids, no tokens: after a crash only a journal "
             "tells what was made; give one that follows the controller, such as sqlite:///PATH on a volume of its own"

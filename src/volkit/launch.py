@@ -37,7 +37,7 @@ from typing import Any, NoReturn, TextIO
 
 from volkit import options
 from volkit.backend import Backend
-from volkit.engine import SERVICES, Engine
+from volkit.engine import SERVICES, Engine, can_find_again
 from volkit.errors import FailedPrecondition, InvalidArgument
 from volkit.guard import redact
 from volkit.journal import open_journal
@@ -150,7 +150,7 @@ def add_arguments(parser: argparse.ArgumentParser, backend: type[Backend[Any, An
         "--journal",
         default="",
         metavar="URL",
-        help="sqlite:///PATH or memory:// (default: in the state directory)",
+        help="sqlite:///PATH, etcd://HOST:PORT/PREFIX or memory:// (default: in the state directory)",
     )
     parser.add_argument(
         "--node-id",
@@ -290,7 +290,10 @@ def open_engine(args: argparse.Namespace, backend: type[Backend[Any, Any]] | Non
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise FailedPrecondition(f"state directory {state_dir} cannot be made: {error.strerror}") from None
-    journal = open_journal(args.journal) if args.journal else None
+    journal = None
+    if args.journal:
+        controller = backend.controller_class(settings) if "controller" in args.services else None
+        journal = open_journal(args.journal, set_aside=can_find_again(controller))
     return Engine(
         backend,
         settings,

@@ -4,6 +4,9 @@ A lock is a byte of one file, locked by an open file description (man 2 fcntl, F
 processes, goes away with its holder, and leaves no file per volume behind. Two keys that share a byte (one in
 2**62) merely wait for each other. Threads of one process wait for each other in memory first, so that a wait
 is woken rather than polled.
+
+With a journal that several hosts share, a lock is also a lease in it, taken after the byte: see
+`volkit.journal.Lease`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from volkit.errors import Aborted, Unavailable
+from volkit.journal import Lease, SharedJournal
 
 _FLOCK = "hhqqi"  # struct flock: type, whence, start, len, pid; native alignment
 _POLL_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
@@ -34,11 +38,26 @@ class _Turn:
         self.users = 0
 
 
-class Locks:
-    """All locks of one state directory. `path` is the lock file, or None for locks among threads alone."""
+class _Held:
+    """A key that is held, and by what."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    __slots__ = ("fd", "key", "lease", "turn")
+
+    def __init__(self, key: str, turn: _Turn) -> None:
+        self.key = key
+        self.turn = turn
+        self.fd = -1
+        self.lease: Lease | None = None
+
+
+class Locks:
+    """All locks of one state directory. `path` is the lock file, or None for locks among threads alone;
+    `journal`, where one is shared among hosts, makes them exclude each other too.
+    """
+
+    def __init__(self, path: Path | None = None, journal: SharedJournal | None = None) -> None:
         self._path = path
+        self._journal = journal
         self._turns: dict[str, _Turn] = {}
         self._guard = threading.Lock()
         if path is not None:
@@ -51,47 +70,55 @@ class Locks:
 
         Everybody names keys in the same order (a name before an id, a target before its volume), so that
         nobody waits in a ring; a lock is never held twice by one thread. Raises Aborted where somebody else
-        holds one of them for longer, Unavailable where the lock file cannot be used.
+        holds one of them for longer, Unavailable where the lock file or the shared journal cannot be used.
         """
         deadline = time.monotonic() + wait
-        held: list[tuple[str, _Turn, int]] = []
+        held: list[_Held] = []
         try:
             for key in dict.fromkeys(keys):
                 held.append(self._take(key, deadline))  # noqa: PERF401 (what is taken has to be known to `finally`)
             yield
         finally:
-            for key, turn, fd in reversed(held):
-                self._release(key, turn, fd)
+            for one in reversed(held):
+                self._release(one)
 
-    def _take(self, key: str, deadline: float) -> tuple[str, _Turn, int]:
+    def _take(self, key: str, deadline: float) -> _Held:
         with self._guard:
             turn = self._turns.setdefault(key, _Turn())
             turn.users += 1
-        left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-        if not turn.lock.acquire(timeout=left):
+        if not turn.lock.acquire(timeout=min(_left(deadline), threading.TIMEOUT_MAX)):
             self._leave(key, turn)
             raise _busy(key)
-        fd = -1
+        held = _Held(key, turn)
         try:
             if self._path is not None:
-                fd = _lock_byte(self._path, key, deadline)
+                held.fd = _lock_byte(self._path, key, deadline)
+            if self._journal is not None:
+                held.lease = self._journal.lease(key, wait=_left(deadline))
+                if held.lease is None:
+                    raise _busy(key)
         except BaseException:
-            turn.lock.release()
-            self._leave(key, turn)
+            self._release(held)
             raise
-        return key, turn, fd
+        return held
 
-    def _release(self, key: str, turn: _Turn, fd: int) -> None:
-        if fd >= 0:
-            os.close(fd)
-        turn.lock.release()
-        self._leave(key, turn)
+    def _release(self, held: _Held) -> None:
+        if held.lease is not None:
+            held.lease.release()
+        if held.fd >= 0:
+            os.close(held.fd)
+        held.turn.lock.release()
+        self._leave(held.key, held.turn)
 
     def _leave(self, key: str, turn: _Turn) -> None:
         with self._guard:
             turn.users -= 1
             if not turn.users:
                 del self._turns[key]
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
 def _busy(key: str) -> Aborted:

@@ -3,8 +3,10 @@
 The name is recorded before the backend is asked (one durable write), the id after it (not durable: it can be
 found again).
 
-    volume-name/<name>  {"state": "creating", "request": …}   then  {"id": …}
-    volume/<id>         {"name": …, "request": …}                        and while it goes  {…, "state": "deleting"}
+    volume-name/<name>  {"state": "creating", "request": …}  then  {"id": …}
+    volume/<id>         {"name": …, "request": …}               and while it goes  {…, "state": "deleting"}
+
+An intent also has "since": when it was recorded, in Unix seconds.
 
 After a crash the repeat of a call finds the record of the first, looks at what really happened, and goes on
 from there.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
@@ -23,6 +26,7 @@ from attrs import frozen
 from volkit.errors import AlreadyExists, Ambiguous, NotFound, Unavailable, VolkitError
 from volkit.interfaces import Controller, FindsByName, TakesIds, TakesTokens
 from volkit.journal import Delete, Journal, Put, key
+from volkit.journal.records import quarantined
 from volkit.locks import Locks
 from volkit.model import Secrets, Snapshot, Volume
 
@@ -115,12 +119,36 @@ class Making(Generic[T]):
             return Found(thing, asked)
         if record.get("id"):
             self._forget(name, id_)
-        elif record and not self._repeatable:
+        elif not self._repeatable and (aside := self._cut_short(name, record)):
             raise Unavailable(
                 f"it is not known whether {self._sort} {name!r} was made when an earlier call was cut short, and this "
-                "storage cannot be asked: look for it there, remove it or not, then delete the journal's record"
+                "storage cannot be asked: look for it there, remove it or not, then run "
+                f"`volkit journal --forget {aside}`"
             )
         return None
+
+    def _cut_short(self, name: str, record: Mapping[str, Any]) -> str:
+        """The key of a record of this name that does not tell how a create ended, or ""."""
+        name_key = self._name_key(name)
+        if record:
+            return name_key
+        return key("quarantine", name_key) if name_key in quarantined(self._journal, name_key) else ""
+
+    def resolve(self, name: str, secrets: Secrets) -> str:
+        """What became of an unfinished create, found out by looking, and recorded; the caller holds the name.
+
+        "found", "absent", "done" (nothing was unfinished), or "unknown": this storage finds nothing by a name or
+        by an id that volkit chose, so only a repeat of the call can tell.
+        """
+        entry = self._journal.get(self._name_key(name))
+        if entry is None or "id" in entry.value:
+            return "done"
+        if not self._findable:
+            return "unknown"
+        if self.find(name, secrets) is not None:
+            return "found"
+        self._journal.write(Delete(self._name_key(name)), durable=False)
+        return "absent"
 
     def create(
         self, name: str, secrets: Secrets, asked: Mapping[str, Any], make: Callable[[str, str], T]
@@ -131,7 +159,8 @@ class Making(Generic[T]):
         Raises the backend's own final error where it is proven that nothing was made, an Ambiguous one where
         it may have been.
         """
-        self._journal.write(Put(self._name_key(name), {"state": "creating", "request": asked}), durable=True)
+        intent = {"state": "creating", "request": asked, "since": time.time()}
+        self._journal.write(Put(self._name_key(name), intent), durable=True)
         try:
             thing = self._made(name, secrets, make)
         except VolkitError as error:
@@ -164,6 +193,7 @@ class Making(Generic[T]):
         try:
             thing = self._look_for(self.id_for(name), name, secrets)
             if thing is not None and final and not isinstance(error, AlreadyExists):
+                self._journal.fence()  # what is there may be another replica's by now
                 self._remove(thing.id, secrets)  # refused after it was begun: nothing half-made stays
                 thing = self._look_for(self.id_for(name), name, secrets)
         except VolkitError as second:
@@ -206,12 +236,13 @@ class Making(Generic[T]):
         entry = self._journal.get(id_key)
         record = entry.value if entry else {}
         if record.get("state") != "deleting":
-            self._journal.write(Put(id_key, {**record, "state": "deleting"}), durable=True)
+            intent = {**record, "state": "deleting", "since": time.time()}
+            self._journal.write(Put(id_key, intent), durable=True)
         try:
             self._remove(id_, secrets)
         except VolkitError as error:
             if not isinstance(error, Ambiguous):
-                left = {part: value for part, value in record.items() if part != "state"}
+                left = {part: value for part, value in record.items() if part not in ("state", "since")}
                 self._journal.write(Put(id_key, left) if left else Delete(id_key), durable=False)
             raise
         self._forget(record.get("name"), id_)

@@ -5,6 +5,7 @@ methods.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,7 @@ from volkit.errors import (
 from volkit.guard import call_backend
 from volkit.interfaces import Controller
 from volkit.journal import Delete, Journal, Put, key
+from volkit.journal.records import parts, quarantined
 from volkit.locks import Locks
 from volkit.making import Found, Making
 from volkit.model import Snapshot, Volume
@@ -55,10 +57,10 @@ class Provisioning:
         self._journal = journal
         self._locks = locks
         self._staging = staging
-        self._volumes: Making[Volume] = Making(
+        self.volumes: Making[Volume] = Making(
             "volume", controller, journal, locks, look=self._look_volume, remove=self._remove_volume
         )
-        self._snapshots: Making[Snapshot] = Making(
+        self.snapshots: Making[Snapshot] = Making(
             "snapshot", controller, journal, locks, look=self._look_snapshot, remove=self._remove_snapshot
         )
 
@@ -74,12 +76,12 @@ class Provisioning:
         validate.check_name(request.name)
         validate.check_capacity_range(request.capacity_range)
         request, kind, asked = self._prepared(request)
-        with self._volumes.lock_name(request.name, call.patience()):
-            found = self._volumes.find(request.name, request.secrets)
+        with self.volumes.lock_name(request.name, call.patience()):
+            found = self.volumes.find(request.name, request.secrets)
             if found is None:
                 request = attrs.evolve(request, size=self._size_for(request))
                 make = functools.partial(self._make, request)
-                volume = self._volumes.create(request.name, request.secrets, asked, make)
+                volume = self.volumes.create(request.name, request.secrets, asked, make)
                 found = Found(volume, asked)
             if reason := _incompatible(found, request, kind, asked):
                 raise AlreadyExists(f"volume {request.name!r} exists and is another one: {reason}")
@@ -178,10 +180,14 @@ class Provisioning:
 
     def delete_volume(self, request: requests.DeleteVolumeRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)
-        with self._volumes.lock_id(request.volume_id, call.patience()):
-            self._refuse_if_in_use(request.volume_id)
-            self._volumes.delete(request.volume_id, request.secrets)
-            self._forget_attachments(request.volume_id)  # what is left was detached behind our back
+        with self.volumes.lock_id(request.volume_id, call.patience()):
+            self.remove_volume(request.volume_id, request.secrets)
+
+    def remove_volume(self, volume_id: str, secrets: model.Secrets) -> None:
+        """Delete it and all that is recorded of it; the caller holds its id. Raises InUse."""
+        self._refuse_if_in_use(volume_id)
+        self.volumes.delete(volume_id, secrets)
+        self._forget_attachments(volume_id)  # what is left was detached behind our back
 
     def _refuse_if_in_use(self, volume_id: str) -> None:
         if self._staging and (where := self._staging.in_use(volume_id)):
@@ -197,7 +203,17 @@ class Provisioning:
             return self._published((volume_id,)).get(volume_id, ())
         if not self._has(interfaces.Publishes):
             return ()
-        return tuple(entry.value["node"] for entry in self._journal.scan(key("attach", volume_id, "")))
+        return tuple(self._attachments(volume_id))
+
+    def _attachments(self, volume_id: str) -> dict[str, Mapping[str, Any]]:
+        """The records of attachments by node; {} of one that could not be read: its volume may be attached."""
+        prefix = key("attach", volume_id, "")
+        found = {entry.value["node"]: entry.value for entry in self._journal.scan(prefix)}
+        # after the scan, which moves what it cannot read there
+        aside: dict[str, Mapping[str, Any]] = {
+            parts(one)[2]: {} for one in quarantined(self._journal, prefix)
+        }
+        return aside | found
 
     def _look_volume(
         self, *, id: str = "", name: str = "", secrets: model.Secrets = model.NO_SECRETS
@@ -289,7 +305,7 @@ class Provisioning:
         validate.check_capacity_range(request.capacity_range)
         if not request.capacity_range.required and not request.capacity_range.limit:
             raise InvalidArgument("capacity_range is required: say how large the volume is to be")
-        with self._volumes.lock_id(request.volume_id, call.patience()):
+        with self.volumes.lock_id(request.volume_id, call.patience()):
             volume = self._look_volume(id=request.volume_id, secrets=request.secrets)
             if request.capability is not None:
                 self._check_capabilities((request.capability,), type(volume))
@@ -320,7 +336,7 @@ class Provisioning:
     def modify_volume(self, request: requests.ModifyVolumeRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)
         fields = self._check_mutable(request.parameters)
-        with self._volumes.lock_id(request.volume_id, call.patience()):
+        with self.volumes.lock_id(request.volume_id, call.patience()):
             self._look_volume(id=request.volume_id, secrets=request.secrets)
             if fields:
                 call_backend(
@@ -347,13 +363,14 @@ class Provisioning:
         validate.check_id(request.volume_id)
         validate.check_id(request.node_id, "node_id")
         node_id, facts = decode_node_id(request.node_id)
-        with self._volumes.lock_id(request.volume_id, call.patience()):
+        with self.volumes.lock_id(request.volume_id, call.patience()):
             volume = self._look_volume(id=request.volume_id, secrets=request.secrets)
             self._check_capabilities((request.capability,), type(volume))
             attach_key = key("attach", request.volume_id, node_id)
             asked = {"node": node_id, "readonly": request.readonly, "capability": request.capability.record()}
-            record = {**asked, "node_id": request.node_id}
             entry = self._journal.get(attach_key)
+            since = entry.value.get("since", 0) if entry else time.time()
+            record = {**asked, "node_id": request.node_id, "since": since}
             if entry and "context" in entry.value and node_id in self._published_on(request.volume_id):
                 if any(entry.value[part] != asked[part] for part in asked):
                     raise AlreadyExists(
@@ -382,9 +399,7 @@ class Provisioning:
     def _refuse_second_node(self, request: requests.ControllerPublishRequest, node_id: str) -> None:
         """A volume for one node is never attached to two, nor one for a single writer to a second writer."""
         others = {
-            entry.value["node"]: entry.value
-            for entry in self._journal.scan(key("attach", request.volume_id, ""))
-            if entry.value["node"] != node_id
+            node: record for node, record in self._attachments(request.volume_id).items() if node != node_id
         }
         if self._has(interfaces.ListsPublished):
             real = self._published((request.volume_id,)).get(request.volume_id, ())
@@ -410,7 +425,7 @@ class Provisioning:
         if request.node_id:
             validate.check_id(request.node_id, "node_id")
         node_id, facts = decode_node_id(request.node_id)
-        with self._volumes.lock_id(request.volume_id, call.patience()):
+        with self.volumes.lock_id(request.volume_id, call.patience()):
             detach = attrs.evolve(request, node_id=node_id, node_facts=facts)
             _gone(lambda: call_backend(self._controller.controller_unpublish, detach, type(None)))
             self._forget_attachments(request.volume_id, node_id)
@@ -418,7 +433,9 @@ class Provisioning:
     def _forget_attachments(self, volume_id: str, node_id: str = "") -> None:
         """Remove the record of one attachment, or of all of the volume's."""
         prefix = key("attach", volume_id, node_id)
-        gone = [e.key for e in self._journal.scan(prefix) if not node_id or e.key == prefix]
+        aside = [key("quarantine", one) for one in quarantined(self._journal, prefix)]
+        entries = [*(entry.key for entry in self._journal.scan(prefix)), *aside]
+        gone = [one for one in entries if not node_id or one in (prefix, key("quarantine", prefix))]
         if gone:
             self._journal.write(*map(Delete, gone), durable=False)
 
@@ -429,12 +446,12 @@ class Provisioning:
         validate.check_name(request.name)
         validate.check_id(request.source_volume_id, "source_volume_id")
         asked = {"source": request.source_volume_id, "parameters": dict(request.parameters)}
-        with self._snapshots.lock_name(request.name, call.patience()):
-            found = self._snapshots.find(request.name, request.secrets)
+        with self.snapshots.lock_name(request.name, call.patience()):
+            found = self.snapshots.find(request.name, request.secrets)
             if found is None:
                 self._look_volume(id=request.source_volume_id, secrets=request.secrets)
                 cut = functools.partial(self._cut, request)
-                snapshot = self._snapshots.create(request.name, request.secrets, asked, cut)
+                snapshot = self.snapshots.create(request.name, request.secrets, asked, cut)
                 found = Found(snapshot, asked)
             if found.thing.source_volume_id != request.source_volume_id:
                 raise AlreadyExists(
@@ -454,8 +471,8 @@ class Provisioning:
 
     def delete_snapshot(self, request: requests.DeleteSnapshotRequest, call: requests.Call) -> None:
         validate.check_id(request.snapshot_id, "snapshot_id")
-        with self._snapshots.lock_id(request.snapshot_id, call.patience()):
-            self._snapshots.delete(request.snapshot_id, request.secrets)
+        with self.snapshots.lock_id(request.snapshot_id, call.patience()):
+            self.snapshots.delete(request.snapshot_id, request.secrets)
 
     def _look_snapshot(
         self, *, id: str = "", name: str = "", secrets: model.Secrets = model.NO_SECRETS

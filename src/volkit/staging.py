@@ -6,8 +6,8 @@ whether something is mounted, and which device it is, is asked of the kernel eac
 before the act it stands for:
 
     stage/<volume>            {"path", "capability", "state": "connecting" | "connected", "connection", "format",
-                               "fs_type"}
-    target/<volume>/<path>    {"readonly", "capability", "staging", "connection"}
+                               "fs_type", "since"}
+    target/<volume>/<path>    {"path", "readonly", "capability", "staging", "connection", "since"}
 
 `format` is the recorded intent to make a file system. It is durable before mkfs runs and durably gone after
 it, so that a killed mkfs is finished and a file system with data on it is never made anew.
@@ -16,6 +16,7 @@ it, so that a killed mkfs is finished and a file system with data on it is never
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -38,6 +39,7 @@ from volkit.guard import call_backend
 from volkit.host import devices, filesystems, mounts, paths, process
 from volkit.interfaces import ConnectsPerPod, Node, ReportsTopology
 from volkit.journal import Delete, Journal, Put, key
+from volkit.journal.records import QUARANTINE, parts, quarantined
 from volkit.locks import Locks
 from volkit.model import (
     BlockConnection,
@@ -88,7 +90,8 @@ class Staging:
                 "path": request.staging_target_path,
                 "capability": request.capability.record(),
                 "state": "connecting",
-                **{part: old[part] for part in ("connection", "format") if old and old.get(part)},
+                "since": time.time(),
+                **{part: old[part] for part in ("connection", "format", "since") if old and old.get(part)},
             }
             self._journal.write(Put(stage_key, record), durable=False)
             connection = self._connected(stage_key, request, old)
@@ -236,22 +239,59 @@ class Staging:
             record = self._record(stage_key)
             if record and record["path"] != request.staging_target_path and self._is_staged(record):
                 return  # staged, but not here
-            if target := self._mounted_target(request.volume_id):
-                raise InUse(f"volume {request.volume_id!r} is published at {target}: unpublish it first")
-            if not record or record["path"] != request.staging_target_path:
-                self._refuse_anothers(request.volume_id, request.staging_target_path)
-            for path in {
-                request.staging_target_path,
-                record["path"] if record else request.staging_target_path,
-            }:
-                mounts.unmount(path)
-            recorded = record.get("connection") if record else None
-            self._disconnect(request.volume_id, _from_record(recorded) if recorded else None)
-            if record and record.get("format"):  # the next stage has to know of a half-made file system
-                left = {**record, "state": "connecting", "connection": None}
-                self._journal.write(Put(stage_key, left), durable=False)
-            else:
-                self._journal.write(Delete(stage_key), durable=False)
+            self._unstage(request.volume_id, request.staging_target_path, record)
+
+    def _unstage(self, volume_id: str, staging: str, record: Mapping[str, Any] | None) -> None:
+        """Under the volume's lock. Raises InUse where it is published."""
+        if target := self._mounted_target(volume_id):
+            raise InUse(f"volume {volume_id!r} is published at {target}: unpublish it first")
+        if not record or record["path"] != staging:
+            self._refuse_anothers(volume_id, staging)
+        for path in {staging, record["path"] if record else staging}:
+            mounts.unmount(path)
+        recorded = record.get("connection") if record else None
+        self._disconnect(volume_id, _from_record(recorded) if recorded else None)
+        stage_key = key("stage", volume_id)
+        if record and record.get("format"):  # the next stage has to know of a half-made file system
+            left = {**record, "state": "connecting", "connection": None}
+            self._journal.write(Put(stage_key, left), durable=False)
+        else:
+            self._forget(stage_key)
+
+    def _forget(self, record_key: str) -> None:
+        """Remove a record, also one that could not be read."""
+        self._journal.write(Delete(record_key), Delete(key(QUARANTINE, record_key)), durable=False)
+
+    def is_staged(self, volume_id: str) -> bool:
+        """Is the volume staged in reality, as its record says?"""
+        record = self._record(key("stage", volume_id))
+        return record is not None and self._is_staged(record)
+
+    def undo_unfinished_stage(self, volume_id: str) -> bool:
+        """Undo a stage that was cut short, or whose mount or device is gone: True where there was one.
+
+        Nobody is waited for: raises Aborted while another operation holds the volume, InUse where it is published.
+        """
+        with self._locks.hold(key("volume", volume_id), wait=0):
+            record = self._record(key("stage", volume_id))
+            if record is None or self._is_staged(record):
+                return False
+            if mounts.is_mount_point(record["path"]) and not record.get("connection"):
+                raise FailedPrecondition(
+                    f"what is mounted at {record['path']} is not known to be volkit's: it stays"
+                )
+            self._unstage(volume_id, record["path"], record)
+            return True
+
+    def undo_unfinished_publish(self, volume_id: str, path: str) -> bool:
+        """Undo a publish whose mount is not there; as `undo_unfinished_stage`."""
+        target_key = key("target", volume_id, path)
+        with self._locks.hold(target_key, wait=0):
+            record = self._record(target_key)
+            if record is None or mounts.is_mount_point(path):
+                return False
+            self._unpublish(target_key, record, volume_id, path)
+            return True
 
     def _disconnect(self, volume_id: str, connection: Connection | None) -> None:
         request = requests.DisconnectRequest(
@@ -277,6 +317,7 @@ class Staging:
             "readonly": request.readonly,
             "capability": request.capability.record(),
             "staging": request.staging_target_path,
+            "since": time.time(),
         }
         with self._locks.hold(target_key, wait=call.patience()):
             old = self._record(target_key)
@@ -394,14 +435,19 @@ class Staging:
             record = self._record(target_key)
             if record is None and mounts.is_mount_point(request.target_path):
                 self._refuse_foreign(request)
-            mounts.unmount(request.target_path)
-            paths.remove_target(request.target_path)
-            if record is None:
-                return
-            if self._per_pod:
-                recorded = record.get("connection")
-                self._disconnect(request.volume_id, _from_record(recorded) if recorded else None)
-            self._journal.write(Delete(target_key), durable=False)
+            self._unpublish(target_key, record, request.volume_id, request.target_path)
+
+    def _unpublish(
+        self, target_key: str, record: Mapping[str, Any] | None, volume_id: str, path: str
+    ) -> None:
+        """Under the target's lock."""
+        mounts.unmount(path)
+        paths.remove_target(path)
+        if record is not None and self._per_pod:
+            recorded = record.get("connection")
+            self._disconnect(volume_id, _from_record(recorded) if recorded else None)
+        if record is not None or quarantined(self._journal, target_key):
+            self._forget(target_key)
 
     def _refuse_foreign(self, request: requests.NodeUnpublishRequest) -> None:
         """A mount without a record is ours to remove only where it is this volume, or nothing is known of the
@@ -506,17 +552,20 @@ class Staging:
 
     def in_use(self, volume_id: str) -> str:
         """Where on this node the volume is mounted or attached in reality, or ""; a stale record counts for
-        nothing.
+        nothing, one that could not be read for a use.
         """
         if target := self._mounted_target(volume_id):
             return target
         record = self._record(key("stage", volume_id))
-        return str(record["path"]) if record and self._is_staged(record) else ""
+        if record and self._is_staged(record):
+            return str(record["path"])
+        unread = key("stage", volume_id) in quarantined(self._journal, key("stage", volume_id))
+        return "a place that only a record in the quarantine tells of" if unread else ""
 
     def _mounted_target(self, volume_id: str) -> str:
-        return next(
-            (str(one["path"]) for one in self._targets(volume_id) if mounts.is_mount_point(one["path"])), ""
-        )
+        targets = [str(one["path"]) for one in self._targets(volume_id)]
+        unread = [parts(one)[2] for one in quarantined(self._journal, key("target", volume_id, ""))]
+        return next((path for path in (*targets, *unread) if mounts.is_mount_point(path)), "")
 
     def _targets(self, volume_id: str) -> list[Mapping[str, Any]]:
         return [entry.value for entry in self._journal.scan(key("target", volume_id, ""))]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
 
-_OWN = ("backends", "table")
+_RECOVERY = ("journal", "recover", "doctor")
+_OWN = ("backends", "table", *_RECOVERY)
 _ELSEWHERE = {"call": "volkit-csi", "demo": "volkit-csi"}
 
 
@@ -64,6 +65,15 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
         "--mermaid", action="store_const", dest="form", const="mermaid", help="the states as a diagram"
     )
     table.set_defaults(run=_table)
+    for name, summary in (
+        ("journal", "list what is unfinished in a driver's journal"),
+        ("recover", "settle what a crash left unfinished, by looking"),
+        ("doctor", "find what is leaked, stuck or foreign, and repair it"),
+    ):
+        # with another prefix character every word after it is a plain word, read with the flags of a driver
+        command = commands.add_parser(name, help=summary, prefix_chars="\0", add_help=False)
+        command.add_argument("words", nargs="...")
+        command.set_defaults(run=_recovery)
     return parser, commands
 
 
@@ -77,6 +87,12 @@ def _table(args: argparse.Namespace) -> int:
     from volkit.cli.table import show
 
     return show(args.form)
+
+
+def _recovery(args: argparse.Namespace) -> int:
+    from volkit.cli.recovery import main
+
+    return main(args.command, args.words)
 
 
 def _add_adapters(commands: argparse._SubParsersAction[Any]) -> list[str]:

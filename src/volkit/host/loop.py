@@ -364,10 +364,10 @@ def find(path: str) -> list[str]:
     real = os.path.realpath(path)
     if wanted is not None and not is_open(real):
         return []
-    return [device for device, backing in _attached() if _is_of(device, backing, real, wanted)]
+    return [device for device, backing in attached() if _is_of(device, backing, real, wanted)]
 
 
-def _attached() -> Iterator[tuple[str, str]]:
+def attached() -> Iterator[tuple[str, str]]:
     """Each attached loop device and its file's path, lowest number first; nothing is opened but sysfs."""
     root = f"{_block.SYSFS}/block"
     names = [name for name in os.listdir(root) if name.startswith("loop") and name[4:].isdecimal()]

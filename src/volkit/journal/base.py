@@ -57,12 +57,14 @@ class Journal(ABC):
 
     @abstractmethod
     def get(self, key: str) -> Entry | None:
-        """The record, as of the last write. Raises Unavailable where the store is away."""
+        """The record, as of the last write; one that cannot be read is moved to the quarantine and is none
+        (`volkit.journal.records`). Raises Unavailable where the store is away.
+        """
 
     @abstractmethod
     def scan(self, prefix: str, *, after: str = "", limit: int = 0) -> list[Entry]:
         """The records whose keys begin with `prefix`, in key order, those after the key `after`, at most
-        `limit` (0: all).
+        `limit` (0: all). One that cannot be read is moved to the quarantine and left out.
         """
 
     @abstractmethod
@@ -77,3 +79,39 @@ class Journal(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the store. A closed journal raises Unavailable."""
+
+    def fence(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Raise Aborted where a lease that the caller holds was lost to somebody else. A journal without leases
+        has none to lose: its locks are files.
+        """
+
+
+class Lease(ABC):
+    """A lock that the store keeps, as long as its holder renews it; the journal renews it by itself.
+
+    `revision` grows from one holder of the key to the next. Until `release`, every write from where the lease
+    was taken (the thread, or a copy of its context) carries it: the store refuses the write where the lease
+    is lost, so that a holder that slept through its end changes nothing (a fencing token).
+    """
+
+    key: str
+    revision: int
+
+    @property
+    @abstractmethod
+    def lost(self) -> bool:
+        """Is it known to be over, or may it be? True also after a pause of the process that was too long."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give it back, once. Never raises: where the store is away it is given back later, or runs out."""
+
+
+class SharedJournal(Journal):
+    """A journal of several hosts. Files lock nothing there: it has leases."""
+
+    @abstractmethod
+    def lease(self, key: str, *, wait: float) -> Lease | None:
+        """The lease of `key`, or None where somebody else holds it for `wait` seconds more. Raises
+        Unavailable.
+        """

@@ -9,6 +9,7 @@ import threading
 
 from volkit.errors import Unavailable
 from volkit.journal.base import Conflict, Delete, Entry, Journal, Put
+from volkit.journal.records import read
 
 
 class MemoryJournal(Journal):
@@ -22,7 +23,7 @@ class MemoryJournal(Journal):
     def get(self, key: str) -> Entry | None:
         self._refuse_if_closed()
         found = self._records.get(key)
-        return Entry(key, json.loads(found[0]), found[1]) if found else None
+        return read(self, key, *found) if found else None
 
     def scan(self, prefix: str, *, after: str = "", limit: int = 0) -> list[Entry]:
         self._refuse_if_closed()
@@ -32,7 +33,7 @@ class MemoryJournal(Journal):
                 for key, record in self._records.items()
                 if key.startswith(prefix) and key > after
             )
-        return [Entry(key, json.loads(text), revision) for key, text, revision in records[: limit or None]]
+        return [entry for record in records[: limit or None] if (entry := read(self, *record))]
 
     def write(self, *changes: Put | Delete, durable: bool = True) -> None:
         texts = [json.dumps(change.value) if isinstance(change, Put) else "" for change in changes]

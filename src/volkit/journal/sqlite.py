@@ -6,14 +6,20 @@ the database, so that the file is never torn); a durable write then syncs the lo
 all that have committed before it began. So nobody waits for the sync of another: neither readers nor writes
 that need not be durable. The log keeps the order, hence a later durable write makes earlier ones durable too
 (sqlite.org, "Write-Ahead Logging").
+
+The file's format is the number of migrations that it has been through. A migration only adds (a table, a
+column with a default), so that the version of volkit before it goes on reading and writing the file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
@@ -21,14 +27,21 @@ from typing import TypeVar
 
 from volkit.errors import FailedPrecondition, Unavailable
 from volkit.journal.base import Conflict, Delete, Entry, Journal, Put
+from volkit.journal.records import read
 
 T = TypeVar("T")
 
-FORMAT = 1
-"""The format of the file, in its user_version."""
+MIGRATIONS: tuple[str, ...] = (
+    "CREATE TABLE record (key TEXT PRIMARY KEY, value TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID",
+)
+"""Statement n takes a file of format n, in its user_version, to format n + 1; 0 is an empty file."""
 
 _APPLICATION_ID = 0x766F6C6B  # "volk": tells a journal from any other SQLite file
+_APPLICATION_ID_AT = 68  # bytes into the file (sqlite.org, "Database File Format")
 _BUSY_SECONDS = 5.0
+_CHECK_BYTES = 32 << 20  # a larger file is not checked at start, which would take longer than 0.1 s
+
+_log = logging.getLogger("volkit.journal")
 
 _PUT = """INSERT INTO record (key, value, revision) VALUES (?1, ?2, 1)
     ON CONFLICT (key) DO UPDATE SET value = ?2, revision = revision + 1"""
@@ -45,10 +58,17 @@ class _Write:
         self.error: Exception | None = None
 
 
-class SqliteJournal(Journal):
-    """The file at `path`, made with mode 0600 where it is missing."""
+class _Damaged(Exception):
+    """The file is a journal, and SQLite finds it corrupt."""
 
-    def __init__(self, path: str) -> None:
+
+class SqliteJournal(Journal):
+    """The file at `path`, made with mode 0600 where it is missing.
+
+    A damaged one is renamed and a new one begun if `set_aside`, else FailedPrecondition is raised and it stays.
+    """
+
+    def __init__(self, path: str, *, set_aside: bool = False) -> None:
         self.path = path
         self._turn = threading.Lock()
         self._reading = threading.Lock()
@@ -57,6 +77,18 @@ class SqliteJournal(Journal):
         self._commits = 0
         self._synced = 0
         self._failed = ""
+        try:
+            self._open_all()
+        except _Damaged as damage:
+            if not set_aside:
+                raise FailedPrecondition(
+                    f"the journal {path} is damaged ({damage}) and this backend's volumes are not found without it: "
+                    "restore it from a backup, or move it aside and look in the storage for what was being made"
+                ) from damage
+            self._set_aside(str(damage))
+            self._open_all()
+
+    def _open_all(self) -> None:
         with ExitStack() as opened:
             self._open(opened)
             opened.pop_all()
@@ -69,14 +101,62 @@ class SqliteJournal(Journal):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
             self._writer = opened.enter_context(closing(self._connect()))
             self._prepare(self._writer)
+            self._check(self._writer)
             self._reader = opened.enter_context(closing(self._connect()))
             self._log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            self._inode = os.stat(self.path).st_ino
         except (OSError, sqlite3.OperationalError) as error:  # no room, no permission, locked
             raise Unavailable(f"the journal {self.path} cannot be opened ({error})") from error
         except sqlite3.DatabaseError as error:
+            if self._is_ours():
+                raise _Damaged(str(error)) from error
             raise FailedPrecondition(
-                f"the journal {self.path} cannot be opened ({error}): move it aside; volumes are found again"
+                f"{self.path} is not a journal ({error}): give another path, or move the file away"
             ) from error
+
+    def _is_ours(self) -> bool:
+        """Does the file say that it is a journal, however little of it can be read?"""
+        with open(self.path, "rb") as file:
+            file.seek(_APPLICATION_ID_AT)
+            return file.read(4) == _APPLICATION_ID.to_bytes(4)
+
+    def _check(self, db: sqlite3.Connection) -> None:
+        """Look for damage, as far as that takes no time that a start would notice."""
+        if os.stat(self.path).st_size > _CHECK_BYTES:
+            return
+        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise _Damaged(" ".join(found.split()))
+
+    def _set_aside(self, damage: str) -> None:
+        """Rename the damaged file, with its log, unless another process has done so meanwhile."""
+        directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            try:
+                SqliteJournal(self.path).close()
+                return  # a new one is there
+            except FailedPrecondition:
+                pass
+            aside = f"{self.path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+            for end in ("-wal", "-shm", ""):  # the database last: without it there is nothing to set aside
+                with suppress(FileNotFoundError):
+                    os.rename(self.path + end, aside + end)
+            os.fsync(directory)
+        except OSError as error:
+            raise Unavailable(
+                f"the damaged journal {self.path} cannot be renamed ({error.strerror}): move it away"
+            ) from error
+        finally:
+            os.close(directory)
+        _log.error(
+            "the journal %s is damaged (%s); it is set aside as %s and a new one is begun. Volumes are found again in "
+            "the storage, by name, when a call asks for them; what is attached to a node is recorded again when it is "
+            "published again. Keep the old file until that is done",
+            self.path,
+            damage,
+            aside,
+        )
 
     def _connect(self) -> sqlite3.Connection:
         # autocommit (isolation_level None): transactions begin where this file says BEGIN and nowhere else
@@ -95,10 +175,13 @@ class SqliteJournal(Journal):
                 self._create(db)
             db.execute("COMMIT")
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > FORMAT:
+        if version > len(MIGRATIONS) + 1:  # what the next version adds does not disturb this one
             raise FailedPrecondition(
-                f"{self.path} has format {version}, this version of volkit reads up to {FORMAT}: upgrade volkit"
+                f"{self.path} has format {version}, this version of volkit reads up to {len(MIGRATIONS) + 1}: "
+                "upgrade volkit"
             )
+        if version < len(MIGRATIONS):
+            self._migrate(db)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
 
@@ -108,17 +191,31 @@ class SqliteJournal(Journal):
             raise FailedPrecondition(
                 f"{self.path} is a SQLite file of something else: give another path for the journal"
             )
-        db.execute(
-            "CREATE TABLE record (key TEXT PRIMARY KEY, value TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID"
-        )
+        for statement in MIGRATIONS:
+            db.execute(statement)
         db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {FORMAT}")
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    @staticmethod
+    def _migrate(db: sqlite3.Connection) -> None:
+        """Bring an older file up to date, all of it or nothing."""
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            (version,) = db.execute("PRAGMA user_version").fetchone()  # somebody may have done it meanwhile
+            for number, statement in enumerate(MIGRATIONS[version:], version + 1):
+                db.execute(statement)
+                db.execute(f"PRAGMA user_version = {number}")
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
 
     def get(self, key: str) -> Entry | None:
         row = self._read(
             lambda db: db.execute("SELECT value, revision FROM record WHERE key = ?", (key,)).fetchone()
         )
-        return self._entry(key, *row) if row else None
+        return read(self, key, *row) if row else None
 
     def scan(self, prefix: str, *, after: str = "", limit: int = 0) -> list[Entry]:
         # keys sort by their UTF-8, in which there is no ff
@@ -128,13 +225,7 @@ class SqliteJournal(Journal):
             "WHERE key >= ? AND key < CAST(? AS TEXT) AND key != ? ORDER BY key LIMIT ?"
         )
         rows = self._read(lambda db: db.execute(query, (first, last, after, limit or -1)).fetchall())
-        return [self._entry(*row) for row in rows]
-
-    def _entry(self, key: str, value: str, revision: int) -> Entry:
-        try:
-            return Entry(key, json.loads(value), revision)
-        except ValueError as error:
-            raise Unavailable(f"the journal {self.path} has a damaged record {key!r} ({error})") from error
+        return [entry for row in rows if (entry := read(self, *row))]
 
     def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -188,6 +279,7 @@ class SqliteJournal(Journal):
     def _commit(self, batch: list[_Write]) -> None:
         db = self._writer
         try:
+            self._refuse_if_replaced()
             db.execute("BEGIN IMMEDIATE")
             for one in batch:
                 self._apply(db, one)
@@ -206,6 +298,11 @@ class SqliteJournal(Journal):
             self._commits += 1
             for one in batch:
                 one.done = True
+
+    def _refuse_if_replaced(self) -> None:
+        """Another process may have set the file aside: what is written to it then would be seen by nobody."""
+        if os.stat(self.path).st_ino != self._inode:
+            raise OSError("the file was replaced by another one: restart")
 
     @staticmethod
     def _apply(db: sqlite3.Connection, write: _Write) -> None:

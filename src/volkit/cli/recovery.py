@@ -1,0 +1,134 @@
+"""`volkit journal`, `volkit recover` and `volkit doctor`: after a crash, by the flags of the driver itself."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from volkit.errors import InvalidArgument, VolkitError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from volkit.engine import Engine
+    from volkit.recovery import Record
+
+
+def main(command: str, argv: Sequence[str]) -> int:
+    """Run one of the three; the exit code is 0 where nothing is left to do, 1 where something is."""
+    args = _arguments(command, argv)
+    try:
+        from volkit.launch import configure_logging, open_engine
+
+        configure_logging(args.log_level, args.log_format)
+        engine = open_engine(args)
+        try:
+            return {"journal": _journal, "recover": _recover, "doctor": _doctor}[command](engine, args)
+        finally:
+            engine.close()
+    except VolkitError as error:
+        print(f"volkit {command}: {error.message}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidArgument) else 1
+
+
+def _arguments(command: str, argv: Sequence[str]) -> argparse.Namespace:
+    from volkit.launch import Parser, add_arguments
+    from volkit.recovery import MIN_AGE
+
+    parser = Parser(prog=f"volkit {command}", description=SUMMARIES[command])
+    add_arguments(parser)
+    parser.set_defaults(log_level="warning")
+    if command == "journal":
+        parser.add_argument("--all", action="store_true", help="also what is finished")
+        parser.add_argument("--forget", default="", metavar="KEY", help="delete the record of this key")
+    else:
+        parser.add_argument(
+            "--min-age",
+            type=float,
+            default=MIN_AGE,
+            metavar="SECONDS",
+            help=f"leave younger intents to the orchestrator (default: {MIN_AGE:.0f})",
+        )
+    if command == "recover":
+        parser.add_argument("--dry-run", action="store_true", help="only say what would be settled")
+    if command == "doctor":
+        parser.add_argument("--repair", action="store_true", help="repair what volkit itself made")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser.parse(argv)
+
+
+SUMMARIES = {
+    "journal": "list what is unfinished in the journal",
+    "recover": "settle what a crash left unfinished, by looking",
+    "doctor": "find what is leaked, stuck or foreign",
+}
+
+
+def _journal(engine: Engine, args: argparse.Namespace) -> int:
+    from volkit.journal import Delete
+    from volkit.recovery import records
+
+    journals = list(dict.fromkeys((engine.journal, engine.node_journal)))
+    if args.forget:
+        holders = [one for one in journals if one.get(args.forget) is not None]
+        if not holders:
+            raise InvalidArgument(
+                f"there is no record {args.forget!r}: `volkit journal --all --json` lists the keys"
+            )
+        for one in holders:
+            one.write(Delete(args.forget))
+        return 0
+    shown = [one for journal in journals for one in records(journal) if args.all or one.unfinished]
+    _show([_plain(one) for one in shown], args, "Nothing is unfinished.")
+    return 0
+
+
+def _recover(engine: Engine, args: argparse.Namespace) -> int:
+    from volkit.recovery import recover
+
+    rows, left = [], 0
+    for record, did, settled in recover(engine, dry_run=args.dry_run, min_age=args.min_age):
+        rows.append({"kind": record.kind, "id": record.id, "state": record.state, "result": did})
+        left += not settled
+    _show(rows, args, "Nothing is unfinished.")
+    return 1 if left else 0
+
+
+def _doctor(engine: Engine, args: argparse.Namespace) -> int:
+    from volkit.recovery import examine
+
+    rows: list[dict[str, Any]] = []
+    for one in list(examine(engine, min_age=args.min_age)):
+        row = {"sort": one.sort, "what": one.what, "command": one.command}
+        if args.repair and one.repair:
+            try:
+                row["repaired"] = one.repair()
+            except VolkitError as error:
+                row["failed"] = error.message
+        rows.append(row)
+    _show(rows, args, "Nothing is leaked, stuck or foreign.")
+    return 1 if any("repaired" not in row for row in rows) else 0
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    age = None if record.age is None else round(record.age, 1)
+    return {"kind": record.kind, "id": record.id, "state": record.state, "age": age, "key": record.key}
+
+
+def _show(rows: list[dict[str, Any]], args: argparse.Namespace, nothing: str) -> None:
+    if args.json:
+        from json import dump
+
+        dump(rows, sys.stdout, indent=2)
+        print()
+        return
+    if not rows:
+        print(nothing)
+    for row in rows:
+        shown = {name: value for name, value in row.items() if name != "key" and value is not None}
+        print("  ".join(f"{value} s" if name == "age" else f"{name}: {value}" if name in _NAMED else str(value)
+                        for name, value in shown.items()))  # fmt: skip
+
+
+_NAMED = frozenset({"command", "repaired", "failed"})

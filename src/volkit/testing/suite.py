@@ -1,0 +1,84 @@
+"""The conformance suite: a class of pytest cases for a backend, which `volkit check` runs too."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from volkit.backend import Backend
+from volkit.engine import Engine
+from volkit.journal import Journal
+from volkit.testing.fault_cases import FaultCases
+from volkit.testing.kit import Driver
+from volkit.testing.sharing_cases import AttachmentCases, NodeCases, SnapshotCases
+from volkit.testing.volume_cases import VolumeCases
+from volkit.testing.witness import Storage
+
+
+class BackendSuite(VolumeCases, SnapshotCases, AttachmentCases, NodeCases, FaultCases):
+    """Everything that volkit promises of a backend, tried. Subclass it as `Test…`, set `backend`, define
+    `storage`.
+
+    A case is skipped only where the class lacks the capability. To leave one out, override it with a function
+    that is marked `xfail` with a reason; otherwise the whole class fails.
+    """
+
+    backend: ClassVar[type[Backend[Any, Any]]]
+    parameters: ClassVar[Mapping[str, str]] = {}
+    """What the volumes are made with, as a StorageClass would give it."""
+    mutable: ClassVar[Mapping[str, str]] = {}
+    """Parameters to modify a volume with."""
+    secrets: ClassVar[Mapping[str, str]] = {}
+    size: ClassVar[int] = 0
+    """Bytes of the volumes that are made; 0 leaves it to the backend."""
+    node_id: ClassVar[str] = "volkit-kit"
+    """What this machine is called."""
+    nodes: ClassVar[tuple[str, str]] = ("node-a", "node-b")
+    """Two nodes that the storage can attach to."""
+    patience: ClassVar[float] = 30.0
+    """Seconds after which a call is said to hang."""
+
+    def storage(self, directory: Path) -> Storage:
+        """A storage to work on, `directory` being an empty one that is removed after the case."""
+        raise TypeError(f"{type(self).__name__} has no storage(): define it, and return a Storage")
+
+    def serve(
+        self, backend: type[Backend[Any, Any]], settings: Any, state_dir: Path, journal: Journal
+    ) -> Driver:
+        """What is tested: an engine. Override it to put a wire before one; `backend` is this suite's, watched."""
+        return Engine(backend, settings, state_dir=state_dir, journal=journal, node_id=self.node_id)
+
+
+CASES: dict[str, Callable[..., None]] = {
+    name: case
+    for name, case in inspect.getmembers(BackendSuite, inspect.isfunction)
+    if name.startswith("test_")
+}
+"""Every case of the suite, by name."""
+
+
+def broken_rules(cls: type[BackendSuite]) -> list[str]:
+    """How a suite was made to test less than it says: a case that is gone, replaced or skipped."""
+    faults = []
+    for name, case in CASES.items():
+        found = inspect.getattr_static(cls, name, None)
+        marks = [mark.name for mark in getattr(found, "pytestmark", ())]
+        if found is case and not marks:
+            continue
+        reasons = [
+            mark.kwargs.get("reason") for mark in getattr(found, "pytestmark", ()) if mark.name == "xfail"
+        ]
+        if not callable(found) or not any(reasons) or {"skip", "skipif"} & set(marks):
+            faults.append(
+                f"{cls.__name__}.{name} is a case of the suite: mark what replaces it xfail, with a reason"
+            )
+    faults += [
+        f"{cls.__name__} is marked {mark.name} as a whole: mark single cases xfail, with a reason"
+        for mark in getattr(cls, "pytestmark", ())
+        if mark.name in ("skip", "skipif", "xfail")
+    ]
+    if getattr(cls, "__test__", True) is False:
+        faults.append(f"{cls.__name__}.__test__ is False: remove it")
+    return faults

@@ -1,0 +1,150 @@
+"""Fixtures of several test modules: a real etcd cluster of three members on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+
+class Cluster:
+    """Three members with data below `directory`; each can be killed, paused, resumed and started again."""
+
+    def __init__(self, directory: Path, *, tls: Path | None = None) -> None:
+        self.directory = directory
+        self.tls = tls
+        ports = free_ports(6)
+        self.clients, self.peers = ports[:3], ports[3:]
+        self.members: list[subprocess.Popen[bytes] | None] = [None] * 3
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls else "http"
+
+    @property
+    def endpoints(self) -> str:
+        return ",".join(f"127.0.0.1:{port}" for port in self.clients)
+
+    def url(self, prefix: str = "", **options: str) -> str:
+        """The URL of a journal of its own; `options` as in its query, `_` for `-`."""
+        query = "&".join(f"{name.replace('_', '-')}={value}" for name, value in options.items())
+        return f"etcd://{self.endpoints}/{prefix or uuid.uuid4().hex}" + (f"?{query}" if query else "")
+
+    def start(self, *which: int) -> None:
+        for number in which or range(3):
+            if self.members[number] is None:
+                self.members[number] = self._start(number)
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        client, peer = self.clients[number], self.peers[number]
+        everybody = ",".join(f"m{n}=http://127.0.0.1:{port}" for n, port in enumerate(self.peers))
+        command = ["etcd", "--name", f"m{number}", "--data-dir", f"{self.directory}/data-{number}"]
+        command += ["--listen-client-urls", f"{self.scheme}://127.0.0.1:{client}"]
+        command += ["--advertise-client-urls", f"{self.scheme}://127.0.0.1:{client}"]
+        command += ["--listen-peer-urls", f"http://127.0.0.1:{peer}"]
+        command += ["--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}"]
+        command += ["--initial-cluster", everybody, "--heartbeat-interval", "50", "--election-timeout", "500"]
+        if self.tls:
+            command += ["--cert-file", f"{self.tls}/server.pem", "--key-file", f"{self.tls}/server.key"]
+            command += ["--client-cert-auth", "--trusted-ca-file", f"{self.tls}/ca.pem"]
+        with open(self.directory / f"m{number}.log", "ab") as log:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def kill(self, number: int) -> None:
+        """A power cut of one member, but for its disk."""
+        member = self.members[number]
+        assert member is not None
+        member.kill()
+        member.wait(10)
+        self.members[number] = None
+
+    def pause(self, *which: int) -> None:
+        self._signal(which, signal.SIGSTOP)
+
+    def resume(self, *which: int) -> None:
+        self._signal(which, signal.SIGCONT)
+
+    def _signal(self, which: tuple[int, ...], number: int) -> None:
+        for one in which or range(3):
+            member = self.members[one]
+            if member is not None:
+                member.send_signal(number)
+
+    def heal(self) -> None:
+        """All members run and agree."""
+        self.resume()
+        self.start()
+        self.wait()
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 30
+        while any(self.etcdctl("endpoint", "health", endpoint=n).returncode for n in range(3)):
+            assert time.monotonic() < deadline, "the cluster does not come up: see its logs"
+            time.sleep(0.1)
+
+    def etcdctl(self, *arguments: str, endpoint: int | None = None) -> subprocess.CompletedProcess[str]:
+        ports = self.clients if endpoint is None else [self.clients[endpoint]]
+        command = ["etcdctl", "--endpoints", ",".join(f"{self.scheme}://127.0.0.1:{port}" for port in ports)]
+        if self.tls:
+            command += ["--cacert", f"{self.tls}/ca.pem"]
+            command += ["--cert", f"{self.tls}/client.pem", "--key", f"{self.tls}/client.key"]
+        return subprocess.run(
+            [*command, *arguments],
+            env={**os.environ, "ETCDCTL_API": "3"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    def leader(self) -> int:
+        """The number of the member that leads."""
+        for number in range(3):
+            said = self.etcdctl("endpoint", "status", "-w", "fields", endpoint=number).stdout
+            fields = dict(line.split(" : ", 1) for line in said.splitlines() if " : " in line)
+            if fields and fields['"MemberID"'] == fields['"Leader"']:
+                return number
+        raise AssertionError("nobody leads")
+
+    def close(self) -> None:
+        for member in filter(None, self.members):
+            with suppress(ProcessLookupError):
+                member.send_signal(signal.SIGCONT)
+                member.kill()
+            member.wait(10)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def free_ports(number: int) -> list[int]:
+    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [int(one.getsockname()[1]) for one in taken]
+    for one in taken:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def running_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("etcd"))
+    try:
+        cluster.start()
+        cluster.wait()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def etcd(running_etcd: Cluster) -> Iterator[Cluster]:
+    """Three healthy members; what the test did to them is healed after it."""
+    yield running_etcd
+    running_etcd.heal()

@@ -37,8 +37,8 @@ class FakeArray:
         self.mapped: set[tuple[str, str]] = set()
 
     def create(self, name: str, size: int, tier: str) -> dict[str, Any]:
-        id = f"lun-{len(self.luns)}"
-        lun = self.luns[id] = {"id": id, "name": name, "size": size, "serial": f"S{len(self.luns)}"}
+        key = f"lun-{len(self.luns)}"
+        lun = self.luns[key] = {"id": key, "name": name, "size": size, "serial": f"S{len(self.luns)}"}
         return lun
 
     def find(self, *, id: str = "", name: str = "") -> dict[str, Any]:

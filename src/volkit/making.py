@@ -229,8 +229,8 @@ class Making(Generic[T]):
         )
 
     def delete(self, id_: str, secrets: Secrets) -> None:
-        """Remove it, recorded or not; gone already is success. The record goes last, so that a repeat
-        finishes what was cut short.
+        """Remove it, recorded or not; gone already is success, also where the backend fails over it instead of
+        raising NotFound. The record goes last, so that a repeat finishes what was cut short.
         """
         id_key = self._id_key(id_)
         entry = self._journal.get(id_key)
@@ -244,8 +244,17 @@ class Making(Generic[T]):
             if not isinstance(error, Ambiguous):
                 left = {part: value for part, value in record.items() if part not in ("state", "since")}
                 self._journal.write(Put(id_key, left) if left else Delete(id_key), durable=False)
-            raise
+                raise
+            if not self._is_gone(id_, secrets):
+                raise
         self._forget(record.get("name"), id_)
+
+    def _is_gone(self, id_: str, secrets: Secrets) -> bool:
+        """Whether the storage proves that it has nothing of this id; False where it cannot be asked."""
+        try:
+            return self._look_for(id_, "", secrets) is None
+        except VolkitError:
+            return False
 
     def _forget(self, name: str | None, id_: str) -> None:
         gone = [Delete(self._id_key(id_))]

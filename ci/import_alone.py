@@ -25,7 +25,8 @@ def main(distribution: str, package: str | None = None) -> None:
         for public in getattr(module, "__all__", ()):
             getattr(module, public)
     for entry in installed.entry_points:
-        entry.load()
+        if package or not entry.module.startswith(OF_AN_EXTRA):
+            entry.load()
     if foreign := [name for name in FOREIGN.get(distribution, ()) if available(name)]:
         sys.exit(f"{distribution} alone brings {', '.join(foreign)}: remove the dependency or the import")
     print(f"{package or distribution} {installed.version}: {len(modules)} modules import")

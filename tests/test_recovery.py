@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -286,6 +288,13 @@ def test_a_device_without_a_record_is_leaked(node: Node) -> None:
     assert node.findings() == []
 
 
+def until(so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_program_that_outlived_its_driver_is_leaked(node: Node) -> None:
     node.die(["create", "stage"], FORMATTED, before=True)
     entry = node.engine.node_journal.get(key("stage", node.id))
@@ -293,6 +302,7 @@ def test_a_program_that_outlived_its_driver_is_leaked(node: Node) -> None:
     device = entry.value["connection"]["device"]
     with subprocess.Popen(["tail", "-f", "/dev/null", device]) as orphan:
         try:
+            until(lambda: device in {os.path.realpath(fd) for fd in Path(f"/proc/{orphan.pid}/fd").iterdir()})
             found = [one for one in examine(node.engine) if one.sort == "leaked"]
             with node.engine.locks.hold(key("volume", node.id), wait=0):
                 assert [one for one in examine(node.engine) if one.sort == "leaked"] == []

@@ -223,13 +223,15 @@ class Staging:
         if record.get("state") != "connected" or record.get("format"):
             return False
         connection = _from_record(record["connection"])
-        if isinstance(connection, BlockConnection):
-            try:
-                devices.verify(connection.device, connection.identity)
-            except VolkitError:
-                return False
-            return _is_block(record) or mounts.mounted_from(connection.device, record["path"])
-        return mounts.is_mount_point(record["path"])
+        if not isinstance(connection, BlockConnection):
+            return mounts.is_mount_point(record["path"])
+        if not _is_block(record):  # a mount holds its device: nothing else can have got its number
+            return mounts.mounted_from(connection.device, record["path"])
+        try:
+            devices.verify(connection.device, connection.identity)
+        except VolkitError:
+            return False
+        return True
 
     def node_unstage(self, request: requests.NodeUnstageRequest, call: requests.Call) -> None:
         validate.check_id(request.volume_id)

@@ -223,16 +223,18 @@ def mounted_from(device: str, target: str) -> bool:
     By the device number of the file system; of btrfs and the like, whose number is no device's, by the source
     of the mount.
     """
-    here = mount_at(target)
-    if here is None:
-        return False
     try:
         wanted = os.stat(device)
-        by_source = not here.device[0] and here.source.startswith("/")
-        found = os.stat(here.source).st_rdev if by_source else os.makedev(*here.device)
+        if not stat.S_ISBLK(wanted.st_mode):
+            return False
+        if is_mount_point(target) and os.lstat(target).st_dev == wanted.st_rdev:
+            return True  # most file systems have their device's number: no need to read the mount
+        here = mount_at(target)
+        if here is None or here.device[0] or not here.source.startswith("/"):
+            return here is not None and wanted.st_rdev == os.makedev(*here.device)
+        return wanted.st_rdev == os.stat(here.source).st_rdev
     except OSError:
         return False
-    return stat.S_ISBLK(wanted.st_mode) and wanted.st_rdev == found
 
 
 def set_propagation(

@@ -152,19 +152,19 @@ class FaultCases:
     def test_faults_in_delete_snapshot(self, volkit_kit: Kit) -> None:
         matrix(volkit_kit, UNCUT)
 
-    @needs(Node, lacks=ConnectsPerPod)  # type: ignore[arg-type]
+    @needs(Node, lacks=ConnectsPerPod)
     def test_faults_in_stage(self, volkit_kit: Kit) -> None:
         matrix(volkit_kit, STAGE)
 
-    @needs(Node, ConnectsPerPod)  # type: ignore[arg-type]
+    @needs(Node, ConnectsPerPod)
     def test_faults_in_publish(self, volkit_kit: Kit) -> None:
         matrix(volkit_kit, PUBLISH)
 
-    @needs(Node, ConnectsPerPod)  # type: ignore[arg-type]
+    @needs(Node, ConnectsPerPod)
     def test_faults_in_unpublish(self, volkit_kit: Kit) -> None:
         matrix(volkit_kit, UNPUBLISH)
 
-    @needs(Node, lacks=ConnectsPerPod)  # type: ignore[arg-type]
+    @needs(Node, lacks=ConnectsPerPod)
     def test_faults_in_unstage(self, volkit_kit: Kit) -> None:
         matrix(volkit_kit, UNSTAGE)
 
@@ -187,19 +187,19 @@ class FaultCases:
     def test_kill_in_delete_snapshot(self, volkit_kit: Kit) -> None:
         kills(volkit_kit, UNCUT)
 
-    @needs(Node, lacks=ConnectsPerPod)  # type: ignore[arg-type]
+    @needs(Node, lacks=ConnectsPerPod)
     def test_kill_in_stage(self, volkit_kit: Kit) -> None:
         kills(volkit_kit, STAGE)
 
-    @needs(Node)  # type: ignore[arg-type]
+    @needs(Node)
     def test_kill_in_publish(self, volkit_kit: Kit) -> None:
         kills(volkit_kit, PUBLISH)
 
-    @needs(Node)  # type: ignore[arg-type]
+    @needs(Node)
     def test_kill_in_unpublish(self, volkit_kit: Kit) -> None:
         kills(volkit_kit, UNPUBLISH)
 
-    @needs(Node, lacks=ConnectsPerPod)  # type: ignore[arg-type]
+    @needs(Node, lacks=ConnectsPerPod)
     def test_kill_in_unstage(self, volkit_kit: Kit) -> None:
         kills(volkit_kit, UNSTAGE)
 

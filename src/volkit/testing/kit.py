@@ -52,9 +52,9 @@ def check(fine: object, message: str) -> None:
 
 
 def needs(
-    *mixins: type[Mixin], a: tuple[type[Mixin], ...] = (), lacks: type[Mixin] | None = None
+    *mixins: type[Any], a: tuple[type[Any], ...] = (), lacks: type[Any] | None = None
 ) -> Callable[[C], C]:
-    """Marks a case for backends that have all of `mixins`, one of `a`, and not `lacks`."""
+    """Marks a case for backends that have all of `mixins` (or `Node`), one of `a`, and not `lacks`."""
 
     def mark(case: C) -> C:
         case.needs = (mixins, a, lacks)  # type: ignore[attr-defined]
@@ -63,10 +63,10 @@ def needs(
     return mark
 
 
-def missing(case: Callable[..., Any], has: Callable[[type[Mixin]], bool]) -> str:
+def missing(case: Callable[..., Any], has: Callable[[type[Any]], bool]) -> str:
     """Why a backend cannot be asked this, or ""."""
     mixins, several, lacks = getattr(case, "needs", ((), (), None))
-    if Node in mixins and has(Node) and os.geteuid() != 0:  # type: ignore[arg-type]
+    if Node in mixins and has(Node) and os.geteuid() != 0:
         return "to mount needs root"
     for mixin in mixins:
         if not has(mixin):

@@ -259,7 +259,7 @@ class Used:
 class NodeCases:
     """A volume on this very machine, really mounted."""
 
-    @needs(Node)  # type: ignore[arg-type]
+    @needs(Node)
     def test_stage_and_publish(self, volkit_kit: Kit) -> None:
         kit = volkit_kit
         used = Used(kit, kit.create())
@@ -289,7 +289,7 @@ class NodeCases:
     def _attached(kit: Kit) -> int:
         return sum(kit.seen()["attachments"].values())
 
-    @needs(Node)  # type: ignore[arg-type]
+    @needs(Node)
     def test_publish_read_only(self, volkit_kit: Kit) -> None:
         kit = volkit_kit
         used = Used(kit, kit.create())
@@ -303,7 +303,7 @@ class NodeCases:
         else:
             check(False, "a volume that is published read-only can be written to")
 
-    @needs(Node)  # type: ignore[arg-type]
+    @needs(Node)
     def test_a_second_target(self, volkit_kit: Kit) -> None:
         kit = volkit_kit
         shared = Capability(access_mode=AccessMode.SINGLE_NODE_MULTI_WRITER)
@@ -319,7 +319,7 @@ class NodeCases:
         used.unpublish()
         check((second / "volkit").read_text() == "seen", "an unpublish takes the other target away")
 
-    @needs(Node)  # type: ignore[arg-type]
+    @needs(Node)
     def test_raw_block(self, volkit_kit: Kit) -> None:
         kit = volkit_kit
         raw = Capability(access_type=AccessType.BLOCK)
@@ -343,7 +343,7 @@ class NodeCases:
         used.end()
         kit.expect("after a raw block device is unpublished", volumes=1)
 
-    @needs(Node)  # type: ignore[arg-type]
+    @needs(Node)
     def test_stats_and_info(self, volkit_kit: Kit) -> None:
         kit = volkit_kit
         used = Used(kit, kit.create())
@@ -357,7 +357,7 @@ class NodeCases:
             )
         check(kit.run("node_info", r.NodeInfoRequest()).node_id, "the node has no id")
 
-    @needs(Node)  # type: ignore[arg-type]
+    @needs(Node)
     def test_publish_without_stage_is_refused(self, volkit_kit: Kit) -> None:
         kit = volkit_kit
         used = Used(kit, kit.create())

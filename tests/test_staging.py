@@ -43,10 +43,13 @@ from volkit.model import (
     FileConnection,
     FileVolume,
 )
+from volkit.node_state import NodeState
 from volkit.options import NoOptions, option
+from volkit.publishing import Publishing
 from volkit.requests import Call
 from volkit.staging import Staging
 from volkit.testing.memory import MemoryBackend, MemoryNode, memory_settings
+from volkit.upkeep import Upkeep
 
 pytestmark = pytest.mark.root
 
@@ -109,6 +112,22 @@ class PodBackend(MemoryBackend):
     node = PodNode
 
 
+@frozen
+class Process:
+    """The rooms of a node's side, without lanes."""
+
+    state: NodeState
+    staging: Staging
+    publishing: Publishing
+    upkeep: Upkeep
+
+    def run(self, operation: str, request: Any) -> Any:
+        rooms = (self.staging, self.publishing, self.upkeep)
+        return next(getattr(room, operation) for room in rooms if hasattr(room, operation))(
+            request, Call(wait=30)
+        )
+
+
 @define
 class World:
     """A node with its disks and directories; its journal and what is mounted outlive a crash of the process."""
@@ -118,14 +137,15 @@ class World:
     settings: Any
     journal: Journal
 
-    def process(self) -> Staging:
+    def process(self) -> Process:
         """A new process."""
         assert self.backend.node is not None
         node = self.backend.node(self.settings, "n1")
-        return Staging(node, self.backend, self.journal, Locks(self.base / "locks"), "n1")
+        state = NodeState(node, self.backend, self.journal, Locks(self.base / "locks"), "n1")
+        return Process(state, Staging(state), Publishing(state), Upkeep(state))
 
     def run(self, operation: str, request: Any) -> Any:
-        return getattr(self.process(), operation)(request, Call(wait=30))
+        return self.process().run(operation, request)
 
     @property
     def staging(self) -> str:
@@ -976,12 +996,10 @@ def test_many_publish_at_a_time(files: World, targets: int) -> None:
                     staging_target_path=files.staging,
                     capability=capability,
                 )
-                process.node_publish(request, Call(wait=30))
+                process.run("node_publish", request)
                 if targets > 1:
-                    process.node_unpublish(
-                        r.NodeUnpublishRequest(volume_id="v", target_path=target), Call(wait=30)
-                    )
-                    process.node_publish(request, Call(wait=30))
+                    process.run("node_unpublish", r.NodeUnpublishRequest(volume_id="v", target_path=target))
+                    process.run("node_publish", request)
         except BaseException as error:
             failed.append(error)
 
@@ -1005,7 +1023,7 @@ def test_many_stage_at_a_time(disk: World) -> None:
             volume_id="v", staging_target_path=disk.staging, capability=MOUNT, volume_context=BLANK
         )
         try:
-            process.node_stage(request, Call(wait=30))
+            process.run("node_stage", request)
         except BaseException as error:
             failed.append(error)
 

@@ -9,6 +9,8 @@ volume = engine.run("create_volume", CreateVolumeRequest(name="pvc-1", parameter
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ from volkit.backend import Backend, supported
 from volkit.errors import FailedPrecondition, InvalidArgument, Unsupported
 from volkit.interfaces import Controller, FindsByName, Mixin, Node, TakesIds, TakesTokens
 from volkit.journal import Journal, SharedJournal, open_journal
+from volkit.lanes import Lanes
 from volkit.locks import Locks
 from volkit.operations import OPERATIONS, Operation
 from volkit.requests import Call
 
 SERVICES = ("controller", "node")
+_SUBJECTS = ("volume_id", "name", "snapshot_id")
+_UNDOING = frozenset(one.undo for one in OPERATIONS.values() if one.undo)
 
 
 class Engine:
@@ -45,8 +50,11 @@ class Engine:
         node_id: str = "",
         services: Collection[str] = SERVICES,
     ) -> None:
+        from volkit.node_state import NodeState
         from volkit.provisioning import Provisioning
+        from volkit.publishing import Publishing
         from volkit.staging import Staging
+        from volkit.upkeep import Upkeep
 
         self.backend = backend
         self.node_id = node_id
@@ -74,15 +82,22 @@ class Engine:
         self.operations: Mapping[str, Operation] = {
             one.name: one for one in supported(controller_class, node_class)
         }
-        self.staging = Staging(self.node, backend, local, self.locks, node_id) if self.node else None
+        self.lanes = Lanes(state_dir / "left-behind" / f"{os.getpid()}.json")
+        state = NodeState(self.node, backend, local, self.locks, node_id) if self.node else None
+        self.node_state = state
+        self.staging = Staging(state) if state else None
+        self.publishing = Publishing(state) if state else None
         self.provisioning: Provisioning | None = None
         if self.controller:
             # nodes lock for themselves: one volume is staged on several of them at once
             shared = self.journal if isinstance(self.journal, SharedJournal) else None
             locks = Locks(state_dir / "locks", shared) if shared else self.locks
-            self.provisioning = Provisioning(self.controller, backend, self.journal, locks, self.staging)
-        sides = {"node": self.staging, "controller": self.provisioning}
-        self._run = {name: getattr(sides[one.side], name) for name, one in self.operations.items()}
+            self.provisioning = Provisioning(self.controller, backend, self.journal, locks, state)
+        rooms = (self.provisioning, self.staging, self.publishing, Upkeep(state) if state else None)
+        self._run = {
+            name: next(getattr(room, name) for room in rooms if hasattr(room, name))
+            for name in self.operations
+        }
 
     def has(self, mixin: type[Mixin]) -> bool:
         """Does the backend have this capability, on the side that is served here or on the other?"""
@@ -90,6 +105,9 @@ class Engine:
 
     def run(self, operation: str, request: Any, call: Call = Call()) -> Any:
         """Do one operation of the table; `request` and what is returned are of the classes in its row.
+
+        The work has a thread of its own. Where it has not ended by the call's deadline (`lanes.CALL_SECONDS`
+        without one), the call ends with DeadlineExceeded, and the work goes on under its lock.
 
         Raises only errors of `volkit.errors`: Unsupported for a row that is not served here; for an exception
         of the backend that is none of these, what is found out by looking, else Unavailable.
@@ -103,13 +121,31 @@ class Engine:
                 else f"backend {self.backend.name!r} cannot do it"
             )
             raise Unsupported(f"{operation}: the {why}")
-        return run(request, call)
+        return self.lanes.run(
+            operation,
+            _subject(request),
+            functools.partial(run, request, call),
+            until=call.deadline,
+            patience=call.patience(),
+            undoes=operation in _UNDOING,
+        )
 
-    def close(self) -> None:
-        """Close the journal, also the one that was given. Nothing that runs is stopped."""
+    def close(self, grace: float = 0.0) -> int:
+        """Wait at most `grace` seconds for calls that were left behind, and close the journal, also the one that was
+        given. Returns how many calls still run: nothing stops them, and the journal stays open for them; end the
+        process by `os._exit` then.
+        """
+        if left := self.lanes.close(grace):
+            return left
         self.node_journal.close()
         if self.journal is not self.node_journal:
             self.journal.close()
+        return 0
+
+
+def _subject(request: Any) -> str:
+    """What a request is about, for its lane: a volume or a snapshot, by id or by name; "" for all of them."""
+    return next((str(value) for part in _SUBJECTS if (value := getattr(request, part, ""))), "")
 
 
 def can_find_again(controller: type | None) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from volkit.errors import FailedPrecondition, NotBlank
-from volkit.host import filesystems, mounts
+from volkit.host import apart, filesystems, mounts
 from volkit.host.probe import Probe, State, is_half_made, probe
 from volkit.model import FIRST_FORMAT, BlockConnection
 from volkit.requests import NodeStageRequest
@@ -35,11 +35,11 @@ def ensure_file_system(
     Raises NotBlank, FailedPrecondition, Unavailable where the device cannot be read.
     """
     capability, volume, device = request.capability, request.volume_id, connection.device
-    found = probe(device, zeroed=connection.zeroed)
+    found = apart.reach(connection, probe, device, zeroed=connection.zeroed)
     if found.state is State.OTHER:
         what = found.type or "thing of unknown type"
         raise NotBlank(f"volume {volume!r}: {device} holds a {what}: nothing is done to it")
-    torn = found.type == unfinished and is_half_made(device, found.type)
+    torn = found.type == unfinished and apart.reach(connection, is_half_made, device, found.type)
     if found.state is State.FILESYSTEM and not torn:
         return _existing(request, device, found)
     if request.volume_context.get(FIRST_FORMAT) != "true":
@@ -66,13 +66,17 @@ def _existing(request: NodeStageRequest, device: str, found: Probe) -> str:
     return found.type
 
 
-def mount_device(device: str, path: str, fs_type: str, flags: Sequence[str], *, read_only: bool) -> None:
+def mount_device(
+    connection: BlockConnection, path: str, fs_type: str, flags: Sequence[str], *, read_only: bool
+) -> None:
     """Mount, and let the file system fill a device that has grown: before the mount where its type can, since
     growing a mounted ext4 takes CAP_SYS_RESOURCE.
     """
+    device = connection.device
     offline = filesystems.supported(fs_type).grow_unmounted is not None
     if offline and not read_only:
         filesystems.grow(device, fs_type)
-    mounts.mount(device, path, fs_type, [*flags, *filesystems.mount_options(fs_type, read_only=read_only)])
+    options = [*flags, *filesystems.mount_options(fs_type, read_only=read_only)]
+    apart.reach(connection, mounts.mount, device, path, fs_type, options)
     if not offline and not read_only:
         filesystems.grow(device, fs_type, path)

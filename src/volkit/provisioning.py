@@ -33,7 +33,7 @@ from volkit.model import Snapshot, Volume
 from volkit.node_ids import decode_node_id
 
 if TYPE_CHECKING:
-    from volkit.staging import Staging
+    from volkit.node_state import NodeState
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Provisioning:
         backend: type[Backend[Any, Any]],
         journal: Journal,
         locks: Locks,
-        staging: Staging | None,
+        node_state: NodeState | None,
     ) -> None:
         self._controller: Any = (
             controller  # Any: a capability's method is there when its operation is (see operations)
@@ -56,7 +56,7 @@ class Provisioning:
         self._limits = backend.limits
         self._journal = journal
         self._locks = locks
-        self._staging = staging
+        self._node_state = node_state
         self.volumes: Making[Volume] = Making(
             "volume", controller, journal, locks, look=self._look_volume, remove=self._remove_volume
         )
@@ -190,7 +190,7 @@ class Provisioning:
         self._forget_attachments(volume_id)  # what is left was detached behind our back
 
     def _refuse_if_in_use(self, volume_id: str) -> None:
-        if self._staging and (where := self._staging.in_use(volume_id)):
+        if self._node_state and (where := self._node_state.in_use(volume_id)):
             raise InUse(
                 f"volume {volume_id!r} is in use at {where} on this node: unpublish and unstage it first"
             )

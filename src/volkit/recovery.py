@@ -90,6 +90,8 @@ def _state(kind: str, entry: Entry) -> str:
         case "stage":
             here = value["capability"][1] == "block" or mounts.is_mount_point(value["path"])
             return "staged" if value["state"] == "connected" and here else "staging"
+        case "target" if value.get("state") == "cancelled":
+            return "cancelled"
         case "target":
             return "published" if mounts.is_mount_point(value["path"]) else "publishing"
         case "quarantine":
@@ -186,12 +188,12 @@ def _settle_attach(engine: Engine, record_key: str, volume_id: str, node: str) -
 
 
 def _settle_node(engine: Engine, kind: str, names: list[str]) -> tuple[str, bool]:
-    if (staging := engine.staging) is None:
+    if engine.staging is None or engine.publishing is None:
         return "left: the node service is off", False
     if kind == "target":
-        undone = staging.undo_unfinished_publish(names[0], names[1])
+        undone = engine.publishing.undo_unfinished_publish(names[0], names[1])
         return ("what was begun is undone" if undone else "it was settled meanwhile"), True
-    undone = staging.undo_unfinished_stage(names[0])
+    undone = engine.staging.undo_unfinished_stage(names[0])
     left = engine.node_journal.get(key("stage", names[0]))
     if undone and left is not None:
         return "it is unmounted and disconnected; the next stage makes its file system anew", False
@@ -215,7 +217,7 @@ def examine(engine: Engine, *, min_age: float = MIN_AGE) -> Iterator[Finding]:
                 )
     if engine.provisioning is not None:
         yield from _examine_backend(engine)
-    if engine.staging is not None:
+    if engine.node_state is not None:
         yield from _examine_node(engine)
         yield from _leaked_devices(engine)
         yield from _orphans(engine)
@@ -295,14 +297,14 @@ def _forgetting(engine: Engine, volume_id: str) -> Callable[[], str]:
 
 def _examine_node(engine: Engine) -> Iterator[Finding]:
     """Stages whose device is gone, and mounts of a volume's device that no record tells of."""
-    assert engine.staging is not None
+    assert engine.node_state is not None
     targets = {entry.value["path"] for entry in engine.node_journal.scan(key("target", ""))}
     table = mounts.mounts()
     for entry in engine.node_journal.scan(key("stage", "")):
         record, volume_id = _described(entry), parts(entry.key)[1]
         if record.state != "staged":
             continue
-        if not engine.staging.is_staged(volume_id):
+        if not engine.node_state.is_staged(volume_id):
             what = (
                 f"volume {volume_id} is recorded as staged at {entry.value['path']}, and its device is gone"
             )

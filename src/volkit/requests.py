@@ -53,10 +53,10 @@ class Call:
     wait: float = 2.0
 
     def patience(self) -> float:
-        """Seconds that may be spent on waiting for another operation."""
-        return (
-            self.wait if self.deadline is None else max(0.0, min(self.wait, self.deadline - time.monotonic()))
-        )
+        """Seconds that may be spent on waiting for another operation, so that it can still be answered."""
+        if self.deadline is None:
+            return self.wait
+        return max(0.0, min(self.wait, self.deadline - time.monotonic() - 0.1))
 
 
 # -- controller

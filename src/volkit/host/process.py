@@ -38,6 +38,7 @@ MAX_ABANDONED: Final = 64
 
 _QUOTED: Final = 1024
 _REAP_SECONDS: Final = 0.5
+_PLACE_SECONDS: Final = 5.0
 _TICK: Final = 0.02
 _CHUNK: Final = 1 << 16
 _INHERITED: Final = ("HOME", "LD_LIBRARY_PATH", "TMPDIR")
@@ -120,9 +121,10 @@ def run(
     """Run a program to its end and return its status and output; `ok` are the statuses that count as success.
 
     `timeout` is seconds, the wait for a free place included: at most two processes per core run of one
-    program. `env` is added to the environment. Every occurrence of a secret (of a mapping: of its values) is
-    replaced in the errors' texts. A daemon that it leaves behind does not prolong the call and is not killed
-    when it succeeds, but loses the pipes it had as stdout and stderr.
+    program, more where those take longer than some seconds. `env` is added to the environment. Every
+    occurrence of a secret (of a mapping: of its values) is replaced in the errors' texts. A daemon that it
+    leaves behind does not prolong the call and is not killed when it succeeds, but loses the pipes it had as
+    stdout and stderr.
 
     Raises ProgramMissing, ProcessFailed, ProcessKilled; DeadlineExceeded after the program with all its
     process group was killed, which may leave one that hangs in the kernel (`abandoned`); Unavailable where
@@ -130,18 +132,21 @@ def run(
     """
     if not argv or any("\0" in word for word in argv):
         raise InvalidArgument("a program's arguments must not be empty, nor contain a NUL character")
+    from subprocess import DEVNULL, PIPE
+
     deadline = time.monotonic() + timeout
     masks = _masks(secrets)
     program = find_program(argv[0])
-    if abandoned() >= MAX_ABANDONED:
-        raise Unavailable(f"{MAX_ABANDONED} killed processes hang in the kernel: not starting {argv[0]}")
+    refuse_too_many(argv[0])
     with _place(os.path.basename(program), deadline, timeout):
-        process = _start([program, *argv[1:]], bool(input), env, tuple(pass_fds))
+        process = start(
+            [program, *argv[1:]], stdin=PIPE if input else DEVNULL, output=PIPE, env=env, pass_fds=pass_fds
+        )
         kept = bytearray(), bytearray()
         try:
             in_time = _communicate(process, input or b"", kept, deadline)
         finally:
-            _end(process)
+            end(process)
     returncode, out, err = process.returncode, bytes(kept[0][-MAX_OUTPUT:]), bytes(kept[1][-MAX_OUTPUT:])
     if not in_time:
         raise DeadlineExceeded(
@@ -171,6 +176,12 @@ def find_program(name: str) -> str:
     raise ProgramMissing(f"the program {name} is not there: {hint}")
 
 
+def refuse_too_many(program: str) -> None:
+    """Raises Unavailable where too many killed processes hang to start one more."""
+    if abandoned() >= MAX_ABANDONED:
+        raise Unavailable(f"{MAX_ABANDONED} killed processes hang in the kernel: not starting {program}")
+
+
 def abandoned() -> int:
     """How many killed processes still hang in the kernel, waiting for a device or a server that does not
     answer.
@@ -191,6 +202,7 @@ _cpus: frozenset[int] = frozenset(os.sched_getaffinity(0))
 _lock: Final = threading.Lock()
 _abandoned: Final[list[Popen[bytes]]] = []
 _places: Final[dict[str, threading.BoundedSemaphore]] = {}
+_more_places: Final = threading.BoundedSemaphore(MAX_ABANDONED)
 
 
 @contextmanager
@@ -198,30 +210,47 @@ def _place(program: str, deadline: float, timeout: float) -> Iterator[None]:
     """One of the places for this program; DeadlineExceeded where none becomes free in time."""
     with _lock:
         places = _places.setdefault(program, threading.BoundedSemaphore(2 * len(_cpus)))
-    left = deadline - time.monotonic()
-    if left <= 0 or not places.acquire(timeout=left):
+    taken = next((one for one in (places, _more_places) if _taken(one, deadline)), None)
+    if taken is None:
         raise DeadlineExceeded(f"{program} was not started within {timeout:g} s: too many of it are running")
     try:
         yield
     finally:
-        places.release()
+        taken.release()
 
 
-def _start(argv: list[str], fed: bool, env: Mapping[str, str] | None, fds: tuple[int, ...]) -> Popen[bytes]:
+def _taken(places: threading.Semaphore, deadline: float) -> bool:
+    """Those that hold its places may hang: after some seconds others are tried, so that they hold up nobody else."""
+    left = deadline - time.monotonic()
+    return left > 0 and places.acquire(timeout=min(left, _PLACE_SECONDS))
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    stdin: int,
+    output: int,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Iterable[int] = (),
+) -> Popen[bytes]:
+    """Start a program that has a session of its own and little of this process's environment; its caller ends it
+    (`end`). `stdin` and `output` (stdout and stderr) are as subprocess takes them. Raises FailedPrecondition and
+    the like where it cannot be started.
+    """
     # subprocess, by vfork: os.posix_spawn is 8 % faster (0.76 against 0.83 ms), but would let the program
     # inherit a descriptor that some C library opened without close-on-exec
-    from subprocess import DEVNULL, PIPE, Popen
+    from subprocess import Popen
 
     try:
         with starting, _on_all_cpus():
             return Popen(
                 argv,
-                stdin=PIPE if fed else DEVNULL,
-                stdout=PIPE,
-                stderr=PIPE,
+                stdin=stdin,
+                stdout=output,
+                stderr=output,
                 bufsize=0,
                 env=_environment(env),
-                pass_fds=fds,
+                pass_fds=tuple(pass_fds),
                 start_new_session=True,
             )
     except OSError as error:
@@ -345,7 +374,7 @@ def _writer(pipe: IO[bytes], data: bytes) -> Callable[[], bool]:
     return write
 
 
-def _end(process: Popen[bytes]) -> None:
+def end(process: Popen[bytes]) -> None:
     """Kill what still runs, with its process group, and close the pipes.
 
     A process that hangs in the kernel (state D) does not end by that: it is set aside, not waited for.

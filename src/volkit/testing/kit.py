@@ -41,7 +41,7 @@ class Driver(Protocol):
     def run(self, operation: str, request: Any) -> Any:
         """One operation of the table, as `Engine.run`."""
 
-    def close(self) -> None:
+    def close(self) -> object:
         """As when the process ends."""
 
 

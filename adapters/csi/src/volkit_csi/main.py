@@ -96,7 +96,7 @@ def _serve(
         left = make_server(engine, args, version).run()
     finally:
         if not left:
-            engine.close()
+            left = engine.close(1.0)  # what its caller left behind has had its time
     return left
 
 
@@ -133,7 +133,7 @@ def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name:
         help="with --services node: no controller runs anywhere, and none is reported",
     )
     parser.add_argument(
-        "--threads", type=_count, default=32, metavar="N", help="calls that run at once (default: 32)"
+        "--threads", type=_count, default=128, metavar="N", help="calls that run at once (default: 128)"
     )
     parser.add_argument(
         "--cpus",

@@ -74,8 +74,8 @@ Services = Mapping[str, Mapping[str, Handler]]
 class Options:
     """How a server runs. Sizes are bytes, times seconds."""
 
-    threads: int = 32
-    """Calls that run at once, without the fast ones."""
+    threads: int = 128
+    """Calls that run at once, without the fast ones: more than a storage that hangs takes of them."""
     backlog: int = 256
     """Calls that may wait for a thread; one more is answered UNAVAILABLE at once."""
     grace: float = 30.0

@@ -280,7 +280,7 @@ def _operation(engine: Engine, row: Rpc, redact: Redactor) -> Handler:
             message = parse(received)
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug("%s request %s", row.method, redact(message))
-            result = run(operation, read(message), _call(context, begun))
+            result = run(operation, read(message), Call(deadline=context.deadline, wait=WAIT))
             answer = write(message, result) if write else None
             data = answer.SerializeToString() if answer is not None else b""
         except VolkitError as error:
@@ -297,14 +297,6 @@ def _operation(engine: Engine, row: Rpc, redact: Redactor) -> Handler:
         raise fault
 
     return handle
-
-
-def _call(context: ServerContext, now: float) -> Call:
-    """Its deadline is the caller's; it waits for another operation no longer than can still be answered."""
-    deadline = context.deadline
-    if deadline is None:
-        return Call(wait=WAIT)
-    return Call(deadline=deadline, wait=max(0.0, min(WAIT, deadline - now - 0.1)))
 
 
 def _unreadable(request: type[Message]) -> str:

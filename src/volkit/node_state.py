@@ -1,0 +1,216 @@
+"""What this node has: the records of its volumes, and what of them is real. The node's operations stand on it.
+
+What is recorded, and what is believed: a record says what was asked for and what the backend returned;
+whether something is mounted, and which device it is, is asked of the kernel each time. A record is written
+before the act it stands for:
+
+    stage/<volume>            {"path", "capability", "state": "connecting" | "connected", "connection", "format",
+                               "fs_type", "since"}
+    target/<volume>/<path>    {"path", "readonly", "capability", "staging", "connection", "since", and "state":
+                               "cancelled" where it was unpublished while its publish hung, "unpublishing" while
+                               its backend disconnects}
+
+`format` is the recorded intent to make a file system. It is durable before mkfs runs and durably gone after
+it, so that a killed mkfs is finished and a file system with data on it is never made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from volkit import requests, validate
+from volkit.backend import Backend
+from volkit.errors import FailedPrecondition, NotFound, UnsupportedVolume, VolkitError
+from volkit.guard import call_backend
+from volkit.host import apart, devices, mounts, process
+from volkit.interfaces import ConnectsPerPod, Node
+from volkit.journal import Delete, Journal, key
+from volkit.journal.records import QUARANTINE, parts, quarantined
+from volkit.locks import Locks
+from volkit.model import BlockConnection, BlockVolume, Capability, Connection, FileConnection
+
+MOUNT_SECONDS = 60.0
+"""How long the mount of a network file system may take."""
+
+_CONNECTIONS = {"block": BlockConnection, "file": FileConnection}
+
+
+class NodeState:
+    """One backend's volumes on this node."""
+
+    def __init__(
+        self, node: Node[Any], backend: type[Backend[Any, Any]], journal: Journal, locks: Locks, node_id: str
+    ) -> None:
+        self.node = node
+        self.journal = journal
+        self.locks = locks
+        self.node_id = node_id
+        self.per_pod = isinstance(node, ConnectsPerPod)
+        self.fs_types = backend.limits.fs_types
+        self._backend = backend
+
+    # -- records
+
+    def record(self, record_key: str) -> Mapping[str, Any] | None:
+        entry = self.journal.get(record_key)
+        return entry.value if entry else None
+
+    def stage_record(self, volume_id: str) -> Mapping[str, Any] | None:
+        return self.record(key("stage", volume_id))
+
+    def targets(self, volume_id: str) -> list[Mapping[str, Any]]:
+        return [entry.value for entry in self.journal.scan(key("target", volume_id, ""))]
+
+    def forget(self, record_key: str) -> None:
+        """Remove a record, also one that could not be read."""
+        self.journal.write(Delete(record_key), Delete(key(QUARANTINE, record_key)), durable=False)
+
+    # -- reality
+
+    def is_staged(self, volume_id: str) -> bool:
+        """Is the volume staged in reality, as its record says?"""
+        record = self.stage_record(volume_id)
+        return record is not None and self.really_staged(record)
+
+    def really_staged(self, record: Mapping[str, Any]) -> bool:
+        """Is it as this record of a stage says: the right device, and mounted where it is said to be?"""
+        if record.get("state") != "connected" or record.get("format"):
+            return False
+        connection = from_record(record["connection"])
+        if not isinstance(connection, BlockConnection):
+            return mounts.is_mount_point(record["path"])
+        if not is_raw(record):  # a mount holds its device: nothing else can have got its number
+            return mounts.mounted_from(connection.device, record["path"])
+        try:
+            devices.verify(connection.device, connection.identity)
+        except VolkitError:
+            return False
+        return True
+
+    def in_use(self, volume_id: str) -> str:
+        """Where on this node the volume is mounted or attached in reality, or ""; a stale record counts for
+        nothing, one that could not be read for a use.
+        """
+        if target := self.mounted_target(volume_id):
+            return target
+        record = self.stage_record(volume_id)
+        if record and self.really_staged(record):
+            return str(record["path"])
+        unread = key("stage", volume_id) in quarantined(self.journal, key("stage", volume_id))
+        return "a place that only a record in the quarantine tells of" if unread else ""
+
+    def mounted_target(self, volume_id: str) -> str:
+        """A path at which the volume is published in reality, or ""."""
+        targets = [str(one["path"]) for one in self.targets(volume_id)]
+        unread = [parts(one)[2] for one in quarantined(self.journal, key("target", volume_id, ""))]
+        return next((path for path in (*targets, *unread) if mounts.is_mount_point(path)), "")
+
+    def refuse_anothers(self, volume_id: str, path: str) -> None:
+        """A mount that the records give to another volume stays. Raises FailedPrecondition."""
+        if not mounts.is_mount_point(path):
+            return
+        own = (key("stage", volume_id), key("target", volume_id, path))
+        for entry in (*self.journal.scan(key("stage", "")), *self.journal.scan(key("target", ""))):
+            if entry.value.get("path") == path and entry.key not in own:
+                raise FailedPrecondition(f"what is mounted at {path} is another volume's: it stays")
+
+    # -- the backend
+
+    def check_capability(self, capability: Capability) -> None:
+        kind = (
+            self._backend.volume
+            if issubclass(self._backend.volume, BlockVolume) or not capability.block
+            else BlockVolume
+        )
+        modes = self._backend.limits.access_modes
+        validate.check_capability(capability, kind, modes=modes, fs_types=self.fs_types)
+
+    def connect(
+        self, request: requests.NodeStageRequest | requests.NodePublishRequest, *, resumed: bool
+    ) -> Connection:
+        """Have the backend make the volume reachable here; `resumed` after an attempt that was cut short."""
+        readonly = request.capability.access_mode.read_only or getattr(request, "readonly", False)
+        wanted = requests.ConnectRequest(
+            volume_id=request.volume_id,
+            node_id=self.node_id,
+            capability=request.capability,
+            readonly=readonly,
+            publish_context=request.publish_context,
+            volume_context=request.volume_context,
+            secrets=request.secrets,
+            metadata=getattr(request, "metadata", {}),
+            resumed=resumed,
+        )
+        connection: Connection = call_backend(self.node.connect, wanted, (BlockConnection, FileConnection))
+        if request.capability.block and not isinstance(connection, BlockConnection):
+            self.disconnect(request.volume_id, connection)
+            raise UnsupportedVolume(f"volume {request.volume_id!r} is no block device: mount it")
+        return connection
+
+    def disconnect(self, volume_id: str, connection: Connection | None) -> None:
+        request = requests.DisconnectRequest(volume_id=volume_id, node_id=self.node_id, connection=connection)
+        with suppress(NotFound):
+            call_backend(self.node.disconnect, request, type(None))
+
+
+def unmount(path: str, connection: Connection | None) -> None:
+    """Unmount, apart from this process where the connection leads to something that may not answer."""
+    if connection is None:
+        mounts.unmount(path)
+    else:
+        apart.reach(connection, mounts.unmount, path)
+
+
+def is_raw(record: Mapping[str, Any]) -> bool:
+    """Is it raw block access that was asked for?"""
+    return bool(record["capability"][1] == "block")
+
+
+def to_record(connection: Connection) -> dict[str, Any]:
+    if isinstance(connection, BlockConnection):
+        return {"kind": "block", "device": connection.device, "identity": dict(connection.identity)}
+    # options may carry credentials: what is needed to undo a mount is its path
+    return {
+        "kind": "file",
+        "source": connection.source,
+        "fs_type": connection.fs_type,
+        "directory": connection.directory,
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> Connection:
+    values = {name: value for name, value in record.items() if name != "kind"}
+    connection: Connection = _CONNECTIONS[record["kind"]](**values)
+    return connection
+
+
+def recorded_connection(record: Mapping[str, Any] | None) -> Connection | None:
+    """The connection that a record tells of; None where the record or the connection in it is lost."""
+    recorded = record.get("connection") if record else None
+    return from_record(recorded) if recorded else None
+
+
+def is_mounted(connection: Connection, path: str, here: mounts.Mount) -> bool:
+    """Whether the mount `here` at `path` is of this connection."""
+    if isinstance(connection, BlockConnection):
+        return mounts.mounted_from(connection.device, path)
+    return (
+        mounts.same_mount(connection.directory, path)
+        if connection.directory
+        else here.source == connection.source
+    )
+
+
+def mount_remote(connection: FileConnection, path: str, flags: list[str]) -> None:
+    """Mount by the kernel alone, or by the type's own program (mount.nfs, …) where it has one, as mount(8)
+    would.
+    """
+    options = [*connection.options, *flags]
+    program = mounts.mount_program(connection.fs_type)
+    if program is None:
+        apart.call(mounts.mount, connection.source, path, connection.fs_type, options, timeout=MOUNT_SECONDS)
+        return
+    words = ["-o", ",".join(options)] if options else []
+    process.run([program, connection.source, path, *words], timeout=MOUNT_SECONDS, secrets=options)

@@ -211,14 +211,13 @@ class Lanes:
     def _give(self, task: _Task) -> None:
         with self._room:
             inbox = self._idle.pop() if self._idle else None  # the last one, whose memory is warm
-        if inbox is not None:
-            inbox.put(task)
-        else:
-            threading.Thread(target=self._work, args=(task,), name="volkit-lane", daemon=True).start()
+        if inbox is None:  # never through the thread's arguments, which it keeps
+            inbox = SimpleQueue()
+            threading.Thread(target=self._work, args=(inbox,), name="volkit-lane", daemon=True).start()
+        inbox.put(task)
 
-    def _work(self, first: _Task) -> None:
-        inbox: _Inbox = SimpleQueue()
-        task: _Task | None = first
+    def _work(self, inbox: _Inbox) -> None:
+        task = inbox.get()
         while task is not None:
             task.run()
             stays = self._end(task, inbox)

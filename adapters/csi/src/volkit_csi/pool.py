@@ -61,7 +61,9 @@ class Pool(ThreadPoolExecutor):
                 self._idle.pop().put(job)
             elif self._count < self.size:
                 self._count += 1
-                threading.Thread(target=self._work, args=(job,), name=self.name, daemon=True).start()
+                inbox: Inbox = SimpleQueue()
+                inbox.put(job)  # never through the thread's arguments, which it keeps
+                threading.Thread(target=self._work, args=(inbox,), name=self.name, daemon=True).start()
             else:
                 self._jobs.append(job)
         return future
@@ -92,9 +94,8 @@ class Pool(ThreadPoolExecutor):
     def _at_rest(self) -> bool:
         return not self._jobs and self.running == 0
 
-    def _work(self, first: Job) -> None:
-        inbox: Inbox = SimpleQueue()
-        job: Job | None = first
+    def _work(self, inbox: Inbox) -> None:
+        job = inbox.get()
         while job is not None:
             run(job)
             job = None  # a request may be large or secret: hold nothing of it while waiting for the next

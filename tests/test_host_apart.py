@@ -20,13 +20,6 @@ from volkit.model import BlockConnection, FileConnection
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(autouse=True)
-def _no_helper_left() -> Iterator[None]:
-    yield
-    while apart._idle:
-        apart._idle.pop().kill()
-
-
 @pytest.fixture
 def hung(tmp_path: Path) -> Iterator[str]:
     """The path of a FUSE mount whose server says hello, takes requests and never answers (linux/fuse.h, 7.23)."""

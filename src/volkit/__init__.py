@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         ListsSnapshots,
         Mixin,
         Modifies,
+        MountsByProgram,
         Node,
         Publishes,
         ReportsCapacity,
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
         Connection,
         FileConnection,
         FileVolume,
+        FuseConnection,
         ObjectVolume,
         Secrets,
         Snapshot,
@@ -167,6 +169,7 @@ __all__ = [
     "Mixin",
     "Clones",
     "ConnectsPerPod",
+    "MountsByProgram",
     "Expands",
     "ExpandsOffline",
     "FindsByName",
@@ -194,6 +197,7 @@ __all__ = [
     "Connection",
     "FIRST_FORMAT",
     "FileConnection",
+    "FuseConnection",
     "FileVolume",
     "ObjectVolume",
     "Secrets",
@@ -305,7 +309,7 @@ _NAMES = {
     """,
     "hookspecs": "Adapter hookimpl",
     "interfaces": """
-        Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsPublished
+        Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsPublished MountsByProgram
         ListsSnapshots Mixin Modifies Node Publishes ReportsCapacity ReportsHealth ReportsTopology Snapshots TakesIds
         TakesTokens
     """,
@@ -313,7 +317,7 @@ _NAMES = {
     "lifecycle": "plan",
     "model": """
         FIRST_FORMAT MAX_BYTES NO_SECRETS AccessMode AccessType BlockConnection BlockVolume Capability
-        CapacityRange CloneSource Connection FileConnection FileVolume ObjectVolume Secrets Snapshot
+        CapacityRange CloneSource Connection FileConnection FileVolume FuseConnection ObjectVolume Secrets Snapshot
         SnapshotSource Source Topology TopologyRequirement Usage Volume VolumeHealth
     """,
     "operations": "OPERATIONS Operation State",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Engine:
         node_id: str = "",
         services: Collection[str] = SERVICES,
     ) -> None:
+        from volkit.mending import Mending
         from volkit.node_state import NodeState
         from volkit.provisioning import Provisioning
         from volkit.publishing import Publishing
@@ -83,10 +85,18 @@ class Engine:
             one.name: one for one in supported(controller_class, node_class)
         }
         self.lanes = Lanes(state_dir / "left-behind" / f"{os.getpid()}.json")
-        state = NodeState(self.node, backend, local, self.locks, node_id) if self.node else None
+        caches = str(state_dir.absolute() / "cache")
+        state = NodeState(self.node, backend, local, self.locks, node_id, caches) if self.node else None
         self.node_state = state
         self.staging = Staging(state) if state else None
         self.publishing = Publishing(state) if state else None
+        self._mending = None
+        self._closing = threading.Event()
+        if state and state.programs:
+            from volkit.host import fuse
+
+            fuse.supervisor()  # refused now, and not when a pod waits for its files
+            self._mending = Mending(state)
         self.provisioning: Provisioning | None = None
         if self.controller:
             # nodes lock for themselves: one volume is staged on several of them at once
@@ -130,11 +140,21 @@ class Engine:
             undoes=operation in _UNDOING,
         )
 
+    def watch(self) -> None:
+        """For a daemon: start again from now on what dies of the programs that serve this node's volumes."""
+        if self._mending is not None:
+            watching = threading.Thread(
+                target=self._mending.watch, args=(self._closing,), name="volkit-mending"
+            )
+            watching.daemon = True
+            watching.start()
+
     def close(self, grace: float = 0.0) -> int:
         """Wait at most `grace` seconds for calls that were left behind, and close the journal, also the one that was
         given. Returns how many calls still run: nothing stops them, and the journal stays open for them; end the
         process by `os._exit` then.
         """
+        self._closing.set()
         if left := self.lanes.close(grace):
             return left
         self.node_journal.close()

@@ -217,6 +217,12 @@ class ConnectsPerPod(Mixin):
     """
 
 
+class MountsByProgram(Mixin):
+    """connect returns a FuseConnection. A driver that could not keep its programs alive beyond its own end is refused
+    at its start: see `volkit.host.fuse`.
+    """
+
+
 class ReportsTopology(Mixin):
     """Volumes can be used only from some places, and a node knows where it is (CSI
     VOLUME_ACCESSIBILITY_CONSTRAINTS).
@@ -341,7 +347,7 @@ class Node(_Checked, Generic[S], abstract=True):
     publishes it from there.
     """
 
-    mixins: ClassVar[tuple[type[Mixin], ...]] = (ConnectsPerPod, ReportsTopology)
+    mixins: ClassVar[tuple[type[Mixin], ...]] = (ConnectsPerPod, MountsByProgram, ReportsTopology)
 
     def __init__(self, settings: S, node_id: str) -> None:
         self.settings = settings
@@ -369,3 +375,9 @@ class Node(_Checked, Generic[S], abstract=True):
         volkit.
         """
         return None
+
+    def pending(self, volume_id: str, connection: Connection) -> int:
+        """Bytes that were written to the volume here and are not in the storage yet (a write-back cache). Nothing is
+        unmounted before it is 0.
+        """
+        return 0

@@ -307,4 +307,28 @@ class FileConnection:
     directory: str = ""
 
 
-Connection = BlockConnection | FileConnection
+@frozen(kw_only=True)
+class FuseConnection:
+    """A file system that a program serves (FUSE), which volkit runs, watches and ends (`volkit.host.fuse`).
+
+    `argv` runs in the foreground; in it `{target}` stands for the mount point, `{files}` for the directory in which
+    `files` (content by name, secrets as a rule) are put for it alone, `{cache}` for a directory of its own on a disk.
+    Secrets belong into `files`: every user can read `argv` and `environment`. `source` and `fs_type` are what the
+    mount table will show. `ready` is how many seconds it may take until it answers.
+
+    What a connect returned comes back to disconnect and `Node.pending` without `files`, with `directory`: where they
+    are now.
+    """
+
+    argv: tuple[str, ...] = field(converter=_tuple)
+    files: Mapping[str, str] = field(
+        factory=dict, converter=_read_only, repr=lambda files: f"{sorted(files)}"
+    )
+    environment: Mapping[str, str] = field(factory=dict, converter=_read_only)
+    source: str = ""
+    fs_type: str = "fuse"
+    ready: float = 30.0
+    directory: str = ""
+
+
+Connection = BlockConnection | FileConnection | FuseConnection

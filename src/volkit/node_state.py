@@ -16,32 +16,45 @@ it, so that a killed mkfs is finished and a file system with data on it is never
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import attrs
+
 from volkit import requests, validate
 from volkit.backend import Backend
-from volkit.errors import FailedPrecondition, NotFound, UnsupportedVolume, VolkitError
+from volkit.errors import FailedPrecondition, NotFound, Unavailable, UnsupportedVolume, VolkitError
 from volkit.guard import call_backend
-from volkit.host import apart, devices, mounts, process
-from volkit.interfaces import ConnectsPerPod, Node
+from volkit.host import apart, devices, fuse, mounts, process
+from volkit.interfaces import ConnectsPerPod, MountsByProgram, Node
 from volkit.journal import Delete, Journal, key
 from volkit.journal.records import QUARANTINE, parts, quarantined
 from volkit.locks import Locks
-from volkit.model import BlockConnection, BlockVolume, Capability, Connection, FileConnection
+from volkit.model import BlockConnection, BlockVolume, Capability, Connection, FileConnection, FuseConnection
+
+DRAIN_SECONDS = 30.0
+"""How long an unmount waits for a write-back cache."""
 
 MOUNT_SECONDS = 60.0
 """How long the mount of a network file system may take."""
 
-_CONNECTIONS = {"block": BlockConnection, "file": FileConnection}
+_CONNECTIONS = {"block": BlockConnection, "file": FileConnection, "fuse": FuseConnection}
 
 
 class NodeState:
-    """One backend's volumes on this node."""
+    """One backend's volumes on this node. Below `caches` are the directories in which its programs keep data."""
 
     def __init__(
-        self, node: Node[Any], backend: type[Backend[Any, Any]], journal: Journal, locks: Locks, node_id: str
+        self,
+        node: Node[Any],
+        backend: type[Backend[Any, Any]],
+        journal: Journal,
+        locks: Locks,
+        node_id: str,
+        caches: str = "",
     ) -> None:
         self.node = node
         self.journal = journal
@@ -49,6 +62,10 @@ class NodeState:
         self.node_id = node_id
         self.per_pod = isinstance(node, ConnectsPerPod)
         self.fs_types = backend.limits.fs_types
+        self.programs = isinstance(node, MountsByProgram)
+        self._connections = (BlockConnection, FileConnection, *((FuseConnection,) if self.programs else ()))
+        self._run_directory = f"{fuse.run_directory()}/{backend.name}"
+        self._caches = caches
         self._backend = backend
 
     # -- records
@@ -79,6 +96,8 @@ class NodeState:
         if record.get("state") != "connected" or record.get("format"):
             return False
         connection = from_record(record["connection"])
+        if isinstance(connection, FuseConnection):
+            return mounts.is_mount_point(record["path"]) and fuse.is_running(connection.directory)
         if not isinstance(connection, BlockConnection):
             return mounts.is_mount_point(record["path"])
         if not is_raw(record):  # a mount holds its device: nothing else can have got its number
@@ -143,11 +162,31 @@ class NodeState:
             metadata=getattr(request, "metadata", {}),
             resumed=resumed,
         )
-        connection: Connection = call_backend(self.node.connect, wanted, (BlockConnection, FileConnection))
+        connection: Connection = call_backend(self.node.connect, wanted, self._connections)
+        if isinstance(connection, FuseConnection):
+            path = getattr(request, "target_path", "") or request.staging_target_path
+            connection = attrs.evolve(connection, directory=f"{self._run_directory}/{_short(path)}")
         if request.capability.block and not isinstance(connection, BlockConnection):
             self.disconnect(request.volume_id, connection)
             raise UnsupportedVolume(f"volume {request.volume_id!r} is no block device: mount it")
         return connection
+
+    def mount_program(self, connection: FuseConnection, path: str, *, read_only: bool) -> None:
+        """Have the program of a connection serve `path`."""
+        cache = f"{self._caches}/{_short(path)}"
+        fuse.start(connection, path, directory=connection.directory, cache=cache, read_only=read_only)
+
+    def drain(self, volume_id: str, connection: Connection | None) -> None:
+        """Wait until what was written is in the storage. Raises Unavailable."""
+        if not isinstance(connection, FuseConnection) or not fuse.is_running(connection.directory):
+            return
+        until = time.monotonic() + DRAIN_SECONDS
+        while left := call_backend(lambda _: self.node.pending(volume_id, connection), None, int):
+            if time.monotonic() > until:
+                raise Unavailable(
+                    f"volume {volume_id!r}: {left} bytes are not in the storage yet: repeat the call later"
+                )
+            time.sleep(0.05)
 
     def disconnect(self, volume_id: str, connection: Connection | None) -> None:
         request = requests.DisconnectRequest(volume_id=volume_id, node_id=self.node_id, connection=connection)
@@ -159,8 +198,15 @@ def unmount(path: str, connection: Connection | None) -> None:
     """Unmount, apart from this process where the connection leads to something that may not answer."""
     if connection is None:
         mounts.unmount(path)
+    elif isinstance(connection, FuseConnection):
+        fuse.stop(path, directory=connection.directory, timeout=fuse.STOP_SECONDS)
     else:
         apart.reach(connection, mounts.unmount, path)
+
+
+def _short(path: str) -> str:
+    """A file's name that stands for a path."""
+    return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def is_raw(record: Mapping[str, Any]) -> bool:
@@ -171,6 +217,15 @@ def is_raw(record: Mapping[str, Any]) -> bool:
 def to_record(connection: Connection) -> dict[str, Any]:
     if isinstance(connection, BlockConnection):
         return {"kind": "block", "device": connection.device, "identity": dict(connection.identity)}
+    if isinstance(connection, FuseConnection):
+        return {
+            "kind": "fuse",
+            "argv": list(connection.argv),
+            "environment": dict(connection.environment),
+            "source": connection.source,
+            "fs_type": connection.fs_type,
+            "directory": connection.directory,
+        }
     # options may carry credentials: what is needed to undo a mount is its path
     return {
         "kind": "file",
@@ -196,6 +251,8 @@ def is_mounted(connection: Connection, path: str, here: mounts.Mount) -> bool:
     """Whether the mount `here` at `path` is of this connection."""
     if isinstance(connection, BlockConnection):
         return mounts.mounted_from(connection.device, path)
+    if isinstance(connection, FuseConnection):
+        return here.source == connection.source and fuse.is_running(connection.directory)
     return (
         mounts.same_mount(connection.directory, path)
         if connection.directory

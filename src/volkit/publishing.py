@@ -19,7 +19,7 @@ from volkit.errors import (
 from volkit.host import devices, mounts, paths
 from volkit.journal import Delete, Put, key
 from volkit.journal.records import quarantined
-from volkit.model import BlockConnection, Connection
+from volkit.model import BlockConnection, Connection, FuseConnection
 from volkit.node_state import (
     NodeState,
     from_record,
@@ -148,12 +148,15 @@ class Publishing:
                 f"volume {request.volume_id!r} was unpublished from {request.target_path} while its publish hung"
             )
 
-    @staticmethod
-    def _mount_per_pod(connection: Connection, request: requests.NodePublishRequest) -> None:
+    def _mount_per_pod(self, connection: Connection, request: requests.NodePublishRequest) -> None:
         if isinstance(connection, BlockConnection):
             raise UnsupportedVolume(
                 "a backend that connects per pod gives file connections, not block devices"
             )
+        if isinstance(connection, FuseConnection):
+            paths.ensure_directory(request.target_path, empty=True)
+            self._state.mount_program(connection, request.target_path, read_only=_read_only(request))
+            return
         if connection.directory:
             _bind(connection.directory, request)
             return
@@ -237,6 +240,8 @@ class Publishing:
     ) -> None:
         """Under the target's lock."""
         connection = recorded_connection(record) if self._state.per_pod else None
+        if connection is not None:
+            self._state.drain(volume_id, connection)
         unmount(path, connection)
         paths.remove_target(path)
         if record is not None and self._state.per_pod:

@@ -11,7 +11,7 @@ from volkit import formatting, requests, validate
 from volkit.errors import AlreadyExists, Ambiguous, FailedPrecondition, InUse, VolkitError
 from volkit.host import devices, mounts, paths
 from volkit.journal import Delete, Put, key
-from volkit.model import BlockConnection, Connection
+from volkit.model import BlockConnection, Connection, FuseConnection
 from volkit.node_state import (
     NodeState,
     is_mounted,
@@ -48,6 +48,8 @@ class Staging:
                 **{part: old[part] for part in ("connection", "format", "since") if old and old.get(part)},
             }
             self._state.journal.write(Put(stage_key, record), durable=False)
+            if isinstance(dead := recorded_connection(old), FuseConnection):  # or half made
+                unmount(request.staging_target_path, dead)
             connection = self._connected(stage_key, request, old)
             if isinstance(connection, BlockConnection):
                 devices.verify(connection.device, connection.identity)
@@ -130,6 +132,8 @@ class Staging:
         if isinstance(connection, BlockConnection):
             read_only = capability.access_mode.read_only
             formatting.mount_device(connection, path, fs_type, flags, read_only=read_only)
+        elif isinstance(connection, FuseConnection):
+            self._state.mount_program(connection, path, read_only=capability.access_mode.read_only)
         elif connection.directory:
             mounts.bind(connection.directory, path, read_only=capability.access_mode.read_only)
         else:
@@ -175,6 +179,7 @@ class Staging:
         if not record or record["path"] != staging:
             self._state.refuse_anothers(volume_id, staging)
         connection = recorded_connection(record)
+        self._state.drain(volume_id, connection)
         for path in {staging, record["path"] if record else staging}:
             unmount(path, connection)
         self._state.disconnect(volume_id, connection)

@@ -10,10 +10,10 @@ import attrs
 from volkit import requests, validate
 from volkit.errors import FailedPrecondition, NotFound, OutOfRange, VolkitError
 from volkit.guard import call_backend
-from volkit.host import apart, devices, filesystems, mounts
+from volkit.host import apart, devices, filesystems, fuse, mounts
 from volkit.interfaces import ReportsTopology
 from volkit.journal import key
-from volkit.model import BlockConnection, Usage, VolumeHealth
+from volkit.model import BlockConnection, FuseConnection, Usage, VolumeHealth
 from volkit.node_ids import encode_node_id
 from volkit.node_state import NodeState, from_record, is_raw
 
@@ -57,6 +57,11 @@ class Upkeep:
         validate.check_id(request.volume_id)
         record = self._known(request.volume_id, request.volume_path)
         connection = from_record(record["connection"])
+        if isinstance(connection, FuseConnection) and fuse.is_dead(request.volume_path):
+            message = "the program that served it died, and is started again"
+            return requests.NodeStats(
+                usage=Usage(total=0), health=VolumeHealth(abnormal=True, message=message)
+            )
         usage: Usage | None = call_backend(
             lambda _: self._state.node.usage(request.volume_id, connection), request, (Usage, type(None))
         )

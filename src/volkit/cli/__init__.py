@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
 _RECOVERY = ("journal", "recover", "doctor")
-_OWN = ("backends", "table", *_RECOVERY)
+_OWN = ("backends", "mounter", "table", *_RECOVERY)
 _ELSEWHERE = {"call": "volkit-csi", "demo": "volkit-csi"}
 
 
@@ -65,6 +65,13 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
         "--mermaid", action="store_const", dest="form", const="mermaid", help="the states as a diagram"
     )
     table.set_defaults(run=_table)
+    mounter = commands.add_parser(
+        "mounter", help="run FUSE programs for drivers in containers, and outlive them"
+    )
+    mounter.add_argument(
+        "--socket", default="", metavar="PATH", help="where to listen (default: /run/volkit/mounter.sock)"
+    )
+    mounter.set_defaults(run=_mounter)
     for name, summary in (
         ("journal", "list what is unfinished in a driver's journal"),
         ("recover", "settle what a crash left unfinished, by looking"),
@@ -87,6 +94,13 @@ def _table(args: argparse.Namespace) -> int:
     from volkit.cli.table import show
 
     return show(args.form)
+
+
+def _mounter(args: argparse.Namespace) -> int:
+    from volkit.cli.mounter import main
+    from volkit.host.fuse import mounter_socket
+
+    return main(args.socket or mounter_socket())
 
 
 def _recovery(args: argparse.Namespace) -> int:

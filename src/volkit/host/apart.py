@@ -26,7 +26,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from volkit.errors import DeadlineExceeded, Unavailable, VolkitError
 from volkit.host import process
-from volkit.model import BlockConnection, Connection
+from volkit.model import BlockConnection, Connection, FuseConnection
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,7 +48,7 @@ def is_remote(connection: Connection) -> bool:
     """Whether it leads to something that may cease to answer: not a directory, and not a loop device or the like."""
     if isinstance(connection, BlockConnection):
         return not os.path.basename(connection.device).startswith(_LOCAL)
-    return not connection.directory
+    return isinstance(connection, FuseConnection) or not connection.directory
 
 
 def reach(connection: Connection, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -86,6 +86,28 @@ def call(function: Callable[..., T], *args: Any, timeout: float, **kwargs: Any) 
     if isinstance(answer, VolkitError):
         raise answer
     return answer  # type: ignore[no-any-return]
+
+
+def once(function: Callable[..., T], *args: Any, timeout: float) -> T:
+    """As `call`, by a process that is used for nothing else, since it enters another namespace, say."""
+    helper = _Helper()
+    try:
+        answer = helper.ask((function, args, {}), timeout)
+    except (TimeoutError, EOFError, OSError) as error:
+        raise Unavailable(f"{function.__name__} did not end well ({type(error).__name__})") from None
+    finally:
+        helper.kill()
+    if isinstance(answer, VolkitError):
+        raise answer
+    return answer  # type: ignore[no-any-return]
+
+
+def close() -> None:
+    """End the helpers that nobody uses. They end with this process anyway."""
+    with _guard:
+        idle, _idle[:] = list(_idle), []
+    for helper in idle:
+        helper.kill()
 
 
 class _Helper:

@@ -52,8 +52,8 @@ from volkit.host._syscalls import (
 )
 
 __all__ = [
-    "Mount", "bind", "is_mount_point", "mount", "mount_at", "mount_program", "mounted_from", "mounts", "move",
-    "parse_mountinfo", "remount", "same_mount", "set_propagation", "unmount",
+    "Mount", "attach", "bind", "copy", "is_mount_point", "mount", "mount_at", "mount_program", "mounted_from", "mounts",
+    "move", "parse_mountinfo", "remount", "same_mount", "set_propagation", "unmount", "unmount_top",
 ]  # fmt: skip
 
 _UMOUNT_NOFOLLOW: Final = 8
@@ -298,23 +298,47 @@ def _set_attributes(descriptor: int, path: bytes, flags: int, setting: int, clea
     )
 
 
+def copy(source: str | int, attributes: tuple[int, int] = (0, 0)) -> int:
+    """A detached copy of the mount at `source` (a path, or a descriptor), which `attach` puts somewhere: a descriptor,
+    which the caller closes. `attributes` are to set and to clear, as mount_setattr(2) has them.
+    """
+    start, path = (source, b"") if isinstance(source, int) else (AT_FDCWD, encoded(source))
+    tree = _open_tree(start, path, _OPEN_TREE_CLONE | os.O_CLOEXEC | (0 if path else AT_EMPTY_PATH))
+    if tree == -1:
+        raise _refused(f"cannot copy the mount at {source}")
+    if any(attributes) and _set_attributes(tree, b"", AT_EMPTY_PATH, *attributes) == -1:
+        number = ctypes.get_errno()
+        os.close(tree)
+        raise refusal(OSError(number, ""), f"cannot copy the mount at {source}")
+    return tree
+
+
+def attach(tree: int, target: str) -> None:
+    """Put what `copy` made at `target`, in the mount namespace that the calling process is in by now."""
+    with _opened(target) as place:
+        if _move_mount(tree, b"", place, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH) == -1:
+            number = ctypes.get_errno()
+            sorts = {stat.S_ISDIR(os.fstat(descriptor).st_mode) for descriptor in (tree, place)}
+            number = errno.ENOTDIR if len(sorts) == 2 else number  # as mount(2) says it
+            raise refusal(OSError(number, ""), f"cannot bind at {target}")
+
+
+def unmount_top(target: str, *, lazy: bool = False) -> None:
+    """Remove the topmost mount at `target` alone; nothing where none is. Raises InUse."""
+    number = _unmount_top(encoded_place(target), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
+    if number == errno.EBUSY:
+        raise _busy(target)
+    if number and number not in _NOT_MOUNTED:
+        raise refusal(OSError(number, ""), f"cannot unmount {target}")
+
+
 def _bind_detached(source: str | int, target: str, setting: int, clearing: int) -> None:
     """A detached copy of the source's mount gets its options first and its place last."""
-    start, path = (source, b"") if isinstance(source, int) else (AT_FDCWD, encoded(source))
-    with _opened(target) as place:
-        tree = _open_tree(start, path, _OPEN_TREE_CLONE | os.O_CLOEXEC | (0 if path else AT_EMPTY_PATH))
-        if tree == -1:
-            raise _refused(f"cannot bind {source} at {target}")
-        try:
-            if (setting or clearing) and _set_attributes(tree, b"", AT_EMPTY_PATH, setting, clearing) == -1:
-                raise _refused(f"cannot bind {source} at {target}")
-            if _move_mount(tree, b"", place, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH) == -1:
-                number = ctypes.get_errno()
-                sorts = {stat.S_ISDIR(os.fstat(descriptor).st_mode) for descriptor in (tree, place)}
-                number = errno.ENOTDIR if len(sorts) == 2 else number  # as mount(2) says it
-                raise refusal(OSError(number, ""), f"cannot bind {source} at {target}")
-        finally:
-            os.close(tree)
+    tree = copy(source, (setting, clearing))
+    try:
+        attach(tree, target)
+    finally:
+        os.close(tree)
 
 
 def _bind_and_remount(source: str | int, target: str, wanted: list[str]) -> None:

@@ -122,6 +122,8 @@ def _connection(value: Mapping[str, Any]) -> str:
         return _wrong(connection, device=str, identity=dict)
     if connection.get("kind") == "file":
         return _wrong(connection, source=str, fs_type=str, directory=str)
+    if connection.get("kind") == "fuse":
+        return _wrong(connection, argv=list, environment=dict, source=str, fs_type=str, directory=str)
     return f"the kind of 'connection' is {connection.get('kind')!r}"
 
 
@@ -138,6 +140,8 @@ def _stage(value: Mapping[str, Any]) -> str:
 
 
 def _target(value: Mapping[str, Any]) -> str:
+    if value.get("state") not in (None, "cancelled", "unpublishing"):
+        return f"'state' is {value['state']!r}"
     return _wrong(value, path=str, readonly=bool, staging=str) or _capability(value) or _connection(value)
 
 

@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[type, ...]] = {
     "get_snapshot": (model.Snapshot,),
     "list_snapshots": (requests.Page,),
     "volume_health": (model.VolumeHealth,),
-    "connect": (model.BlockConnection, model.FileConnection),
+    "connect": (model.BlockConnection, model.FileConnection, model.FuseConnection),
     "disconnect": (type(None),),
     "resize": (type(None),),
 }

@@ -93,6 +93,7 @@ def _serve(
     engine = volkit.launch.open_engine(args, fixed)
     left = 0
     try:
+        engine.watch()
         left = make_server(engine, args, version).run()
     finally:
         if not left:

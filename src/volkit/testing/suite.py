@@ -37,6 +37,8 @@ class BackendSuite(VolumeCases, SnapshotCases, AttachmentCases, NodeCases, Fault
     """What this machine is called."""
     nodes: ClassVar[tuple[str, str]] = ("node-a", "node-b")
     """Two nodes that the storage can attach to."""
+    longest_name: ClassVar[int] = 255
+    """Characters of the longest volume name that is tried."""
     patience: ClassVar[float] = 30.0
     """Seconds after which a call is said to hang."""
 

@@ -42,7 +42,6 @@ ODD_NAMES = (
     "UPPER",
     "upper",
     "ü-日本",
-    "n" * 255,
     "-dash",
     ".hidden",
     "a'b\"c;d",
@@ -122,7 +121,8 @@ class VolumeCases:
 
     def test_odd_names_are_volumes_of_their_own(self, volkit_kit: Kit) -> None:
         kit = volkit_kit
-        made = {name: kit.create(name).id for name in ODD_NAMES}
+        names = (*ODD_NAMES, "n" * kit.suite.longest_name)
+        made = {name: kit.create(name).id for name in names}
         check(len(set(made.values())) == len(made), f"different names give one volume: {made}")
         kit.expect("after creates with odd names", volumes=len(made))
         for name, id_ in made.items():

@@ -99,6 +99,13 @@ class Backend(Generic[S, P]):
         return cls.volume
 
     @classmethod
+    def witness(cls, settings: S) -> Any:
+        """Who looks at the storage without the driver, for `volkit check`: a `volkit.testing.Witness`, imported here.
+        None leaves it to the backend's own listing.
+        """
+        return None
+
+    @classmethod
     def describe(cls) -> Mapping[str, Any]:
         """Name, first line of the docstring, operations and options: what `volkit backends` and the docs
         show.

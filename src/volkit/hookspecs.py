@@ -18,7 +18,7 @@ by `volkit backends`, which only lists.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -42,12 +42,14 @@ class Adapter:
 
     `add_commands` adds the adapter's subcommands to `volkit`: it calls `commands.add_parser(name, help=…)`
     and sets `run` with `set_defaults(run=function)`, which takes the parsed arguments and returns the exit
-    code. It must be cheap: what a command needs is imported when the command runs.
+    code. It must be cheap: what a command needs is imported when the command runs. `check` is what `volkit check
+    --endpoint URL …` runs, with the words after `check`: it returns the exit code.
     """
 
     name: str
     summary: str
     add_commands: Callable[[argparse._SubParsersAction[Any]], None] = lambda commands: None
+    check: Callable[[Sequence[str]], int] | None = None
 
 
 @hookspec(firstresult=True)

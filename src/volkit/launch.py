@@ -132,14 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser, backend: type[Backend[Any, An
         parser.add_argument(
             "--backend", default="", metavar="NAME", help="the backend to serve; `volkit backends` lists them"
         )
-    parser.add_argument(
-        "-o",
-        "--option",
-        action="append",
-        type=_pair,
-        metavar="KEY=VALUE",
-        help="a setting of the backend, repeatable; KEY=@/FILE takes the value (a secret, say) from a file",
-    )
+    add_option_argument(parser)
     parser.add_argument(
         "--state-dir",
         type=_path,
@@ -177,6 +170,27 @@ def add_arguments(parser: argparse.ArgumentParser, backend: type[Backend[Any, An
         default="text",
         help="for people or for machines (default: text)",
     )
+
+
+def add_option_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `-o KEY=VALUE` alone: the backend's settings."""
+    parser.add_argument(
+        "-o",
+        "--option",
+        action="append",
+        type=_pair,
+        metavar="KEY=VALUE",
+        help="a setting of the backend, repeatable; KEY=@/FILE takes the value (a secret, say) from a file",
+    )
+
+
+def read_pairs(words: Iterable[str]) -> dict[str, str]:
+    """`KEY=VALUE` words, whose values may be in files as those of options. Raises InvalidArgument."""
+    try:
+        pairs = [_pair(word) for word in words]
+    except argparse.ArgumentTypeError as error:
+        raise InvalidArgument(str(error)) from None
+    return {key: _value(key, text) for key, text in pairs}
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
 _RECOVERY = ("journal", "recover", "doctor")
-_OWN = ("backends", "mounter", "table", *_RECOVERY)
+_OWN = ("backends", "check", "mounter", "table", *_RECOVERY)
 _ELSEWHERE = {"call": "volkit-csi", "demo": "volkit-csi"}
 
 
@@ -73,6 +73,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
     )
     mounter.set_defaults(run=_mounter)
     for name, summary in (
+        ("check", "run the conformance suite on a backend, or checks on any driver"),
         ("journal", "list what is unfinished in a driver's journal"),
         ("recover", "settle what a crash left unfinished, by looking"),
         ("doctor", "find what is leaked, stuck or foreign, and repair it"),
@@ -80,7 +81,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
         # with another prefix character every word after it is a plain word, read with the flags of a driver
         command = commands.add_parser(name, help=summary, prefix_chars="\0", add_help=False)
         command.add_argument("words", nargs="...")
-        command.set_defaults(run=_recovery)
+        command.set_defaults(run=_check if name == "check" else _recovery)
     return parser, commands
 
 
@@ -101,6 +102,12 @@ def _mounter(args: argparse.Namespace) -> int:
     from volkit.host.fuse import mounter_socket
 
     return main(args.socket or mounter_socket())
+
+
+def _check(args: argparse.Namespace) -> int:
+    from volkit.cli.check import main
+
+    return main(args.words)
 
 
 def _recovery(args: argparse.Namespace) -> int:

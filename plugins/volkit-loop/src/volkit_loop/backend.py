@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from volkit import AccessMode, Backend, Limits
 from volkit_loop.controller import LoopController
 from volkit_loop.node import LoopNode
 from volkit_loop.options import LoopParameters, LoopSettings
+
+if TYPE_CHECKING:
+    from volkit.testing import Witness
 
 
 class LoopBackend(Backend[LoopSettings, LoopParameters]):
@@ -21,3 +26,9 @@ class LoopBackend(Backend[LoopSettings, LoopParameters]):
         granularity=4096,  # a whole page, so that direct I/O reaches the last byte
         access_modes=frozenset(mode for mode in AccessMode if not mode.multi_node),
     )
+
+    @classmethod
+    def witness(cls, settings: LoopSettings) -> Witness:
+        from volkit_loop.witness import Images
+
+        return Images(settings.pool)

@@ -64,7 +64,7 @@ class World:
         self.backend = backend
         self.per_pod = backend is PodBackend
         self.data = base / "data"
-        self.data.mkdir()
+        (self.data / "v").mkdir(parents=True)
         self.settings = memory_settings(root=self.data)
         self.staging, self.target = str(base / "staging"), str(base / "pods" / "target")
         self.engine = self.process()

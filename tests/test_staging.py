@@ -217,6 +217,13 @@ class World:
         )
 
 
+def _volumes_of_an_administrator(base: Path) -> Path:
+    """Where the memory backend's directories are: of two volumes that nobody created."""
+    for name in ("v", "w"):
+        (base / "directories" / name).mkdir(parents=True, exist_ok=True)
+    return base / "directories"
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
@@ -233,7 +240,7 @@ def world_of(base: Path, backend: type[Backend[Any, Any]]) -> World:
     settings = (
         DiskSettings(base / "images")
         if backend is DiskBackend
-        else memory_settings(root=base / "directories")
+        else memory_settings(root=_volumes_of_an_administrator(base))
     )
     return World(base, backend, settings, MemoryJournal())
 

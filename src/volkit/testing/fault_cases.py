@@ -203,6 +203,12 @@ class FaultCases:
     def test_kill_in_unstage(self, volkit_kit: Kit) -> None:
         kills(volkit_kit, UNSTAGE)
 
+    def test_random_sequences_are_answered_as_the_oracle_does(self, volkit_kit: Kit) -> None:
+        from volkit.testing.machine import random_sequences
+
+        many = 100 if volkit_kit.full or not volkit_kit.storage.outlives else 10
+        random_sequences(volkit_kit, examples=volkit_kit.suite.sequences or many)
+
     def test_a_call_that_hangs_holds_up_its_own_volume(self, volkit_kit: Kit) -> None:
         kit = volkit_kit
         request = kit.request()

@@ -93,12 +93,20 @@ class Kit:
         self.open_journal: Callable[[], Journal] = lambda: WatchedJournal(self.journal, self.spy)
         self._watched = watched(self.backend, self.spy)
         controller = self.backend.controller_class(self.storage.settings)
+        self.controller_class = controller
+        self.node_class = self.backend.node
         self._classes = tuple(filter(None, (controller, self.backend.node)))
         self._numbers = itertools.count(1)
         self._made: list[Callable[[], object]] = []
         self._driver: Driver | None = None
         self._check_witness(controller)
         self.before = self.seen()
+
+    def another(self) -> Kit:
+        """A kit of the same suite, with a directory, and so as a rule a storage, of its own."""
+        directory = self.directory / f"kit-{next(self._numbers)}"
+        directory.mkdir()
+        return Kit(self.suite, directory, full=self.full)
 
     def _check_witness(self, controller: type | None) -> None:
         for name in required_of(controller):
@@ -117,6 +125,11 @@ class Kit:
     def has(self, mixin: type[Mixin]) -> bool:
         """Does the backend have this capability?"""
         return any(issubclass(one, mixin) for one in self._classes)
+
+    @property
+    def has_node(self) -> bool:
+        """Can volumes be mounted here?"""
+        return self.node_class is not None and os.geteuid() == 0
 
     @property
     def driver(self) -> Driver:

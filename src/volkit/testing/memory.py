@@ -2,11 +2,13 @@
 capability.
 
 Its storage outlives its controllers, as a real one does: two controllers made with the same `Settings.array`
-see the same volumes. Its node has no devices: a volume is a directory below `Settings.root`.
+see the same volumes. Its node has no devices: a volume is a directory below `Settings.root`, also one that an
+administrator made there.
 """
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -143,6 +145,8 @@ class MemoryController(
         with self.array.lock:
             self.array.before("delete_volume")
             self._stored(request.volume_id)
+            if self.settings.root is not None:
+                shutil.rmtree(self.settings.root / request.volume_id, ignore_errors=True)
             del self.array.volumes[request.volume_id]
 
     def get_volume(self, request: GetVolumeRequest) -> Volume:
@@ -256,7 +260,10 @@ class MemoryNode(Node[MemorySettings]):
         if self.settings.root is None:
             raise NotFound("the memory backend needs the setting 'root' to mount anything")
         directory = self.settings.root / request.volume_id
-        directory.mkdir(parents=True, exist_ok=True)
+        if request.volume_id in ARRAYS.setdefault(self.settings.array, Array()).volumes:
+            directory.mkdir(parents=True, exist_ok=True)
+        if not directory.is_dir():
+            raise NotFound(f"there is no volume {request.volume_id!r}")
         return FileConnection(directory=str(directory))
 
     def disconnect(self, request: DisconnectRequest) -> None:

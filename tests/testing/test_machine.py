@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from volkit import requests as r
-from volkit.model import Snapshot, Volume
+from volkit.model import Volume
 from volkit.testing import BackendSuite, Fault, Kit, Storage, Witness
 from volkit.testing.machine import random_sequences
 from volkit.testing.memory import ARRAYS, Array, MemoryBackend, MemoryController, MemoryNode, memory_settings
@@ -38,16 +38,6 @@ class KeepsDeleted(MemoryController):
         if stored is not None and stored.volume.capacity > 1:
             self.array.volumes[f"{request.volume_id}-trash"] = stored
         super().delete_volume(request)
-
-
-class MixesUpSnapshots(MemoryController):
-    """Says of every snapshot that it is of the first volume."""
-
-    def get_snapshot(self, request: r.GetSnapshotRequest) -> Snapshot:
-        import attrs
-
-        found = super().get_snapshot(request)
-        return attrs.evolve(found, source_volume_id=min(self.array.volumes, default=found.source_volume_id))
 
 
 class ForgetsAnother(MemoryController):
@@ -91,7 +81,6 @@ def kit_for(tmp_path: Path, cls: type[Any]) -> Kit:
     ("cls", "said", "lines"),
     [
         (KeepsDeleted, "vol-00000001-trash", 3),
-        (MixesUpSnapshots, "GetSnapshot is answered with", 8),
         (ForgetsAnother, "the witness sees 1 volumes, not 2", 5),
         (DetachesTooMuch, "the witness sees 0 volumes, not 1", 7),
     ],

@@ -453,11 +453,11 @@ def _rule(operation: str, kit: Kit) -> Any:
 
 
 def _way(end: State, kit: Kit) -> Any:
-    drawn = {**_V, **_Z, **_P, **_R, "steps": lambda kit: st.integers(1, 4)}
+    drawn: dict[str, Callable[[Kit], Any]] = {**_V, **_Z, **_P, **_R, "steps": lambda kit: st.integers(1, 4)}
     made: Any = rule(**{name: strategy(kit) for name, strategy in drawn.items()})
     modes = [mode for mode in MODES if mode in kit.backend.limits.access_modes] or list(MODES[:1])
 
-    def step(self: _Machine, volume: str, steps: int, **draw: Any) -> None:
+    def step(self: Any, volume: str, steps: int, **draw: Any) -> None:
         mode = modes[VOLUMES.index(volume) % len(modes)]
         fixed = {"mode": mode, "how": "new", "from": volume, "node": 0, **draw}
         self.guarded(lambda: self.pair.move(volume, end, steps, fixed))

@@ -12,12 +12,14 @@ from volkit import Adapter, hookimpl
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
 
 @hookimpl
 def volkit_adapter() -> Adapter:
     """The CSI adapter."""
-    return Adapter(name="csi", summary="Container Storage Interface, over gRPC", add_commands=add_commands)
+    summary = "Container Storage Interface, over gRPC"
+    return Adapter(name="csi", summary=summary, add_commands=add_commands, check=_check)
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -36,6 +38,12 @@ def _call(args: argparse.Namespace) -> int:
     from volkit_csi.call import main
 
     return main(args.words)
+
+
+def _check(words: Sequence[str]) -> int:
+    from volkit_csi.check import main
+
+    return main(words)
 
 
 def _demo(args: argparse.Namespace) -> int:

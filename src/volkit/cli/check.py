@@ -150,18 +150,19 @@ def _outcome(
 
     begun = time.monotonic()
     facts: Mapping[str, Any] = {"id": name, "title": name.removeprefix("test_").replace("_", " ")}
-    kit = Kit(suite, directory, full=full)
-    if reason := missing(case, kit.has):
-        kit.close(judge=False)
-        return Outcome(**facts, status="skipped", detail=reason)
     try:
+        kit = Kit(suite, directory, full=full)
+        if reason := missing(case, kit.has):
+            kit.close(judge=False)
+            return Outcome(**facts, status="skipped", detail=reason)
         try:
             case(suite, kit)
         except BaseException:
             kit.close(judge=False)
             raise
         kit.close()
-    except (Fault, VolkitError) as error:
-        detail = str(error) if isinstance(error, Fault) else f"{type(error).__name__}: {error.message}"
+    except Exception as error:  # the backend's, or the witness's: the next case goes on
+        told = error.message if isinstance(error, VolkitError) else str(error)
+        detail = told if isinstance(error, Fault) else f"{type(error).__name__}: {told}"
         return Outcome(**facts, status="failed", detail=detail, seconds=time.monotonic() - begun)
     return Outcome(**facts, status="passed", seconds=time.monotonic() - begun)

@@ -283,7 +283,16 @@ class Used:
         return sum(one.mount_point == str(self.target) for one in mounts.mounts(under=str(self.target)))
 
     def down(self) -> None:
-        """Unpublish, unstage, detach."""
+        """Unpublish, unstage, detach. What the driver leaves mounted is unmounted all the same."""
+        try:
+            self._down()
+        finally:
+            for path in (self.target, self.staging):
+                mounts.unmount(str(path), lazy=True)
+            with suppress(OSError):
+                self.staging.rmdir()
+
+    def _down(self) -> None:
         driver, id_ = self.driver, self.volume.volume_id
         self.unpublish()
         if driver.has("node:STAGE_UNSTAGE_VOLUME"):
@@ -294,8 +303,6 @@ class Used:
                 volume_id=id_, node_id=driver.node_id, secrets=driver.secrets
             )
             driver.patiently("ControllerUnpublishVolume", detach)
-        with suppress(OSError):
-            self.staging.rmdir()
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Engine:
     """One backend at work. `state_dir` holds the lock file and, unless a `journal` is given, the journal.
 
     Several engines, in one process or in many, may share a state directory. What a node knows of itself stays
-    in the state directory also where the controller's `journal` is elsewhere.
+    in the state directory also where the controller's `journal` is elsewhere, unless a `node_journal` is given.
 
     A default journal that is damaged is set aside where the backend's volumes can be found again. Raises
     FailedPrecondition where a journal in memory, or one shared by replicas, would make the backend double its
@@ -48,6 +48,7 @@ class Engine:
         *,
         state_dir: Path,
         journal: Journal | None = None,
+        node_journal: Journal | None = None,
         node_id: str = "",
         services: Collection[str] = SERVICES,
     ) -> None:
@@ -68,8 +69,8 @@ class Engine:
         self._classes = tuple(filter(None, (backend.controller_class(settings), backend.node)))
         controller_class = backend.controller_class(settings) if "controller" in self.services else None
         node_class = backend.node if "node" in self.services else None
-        local = journal
-        if local is None or node_class:
+        local = node_journal or journal
+        if local is None or (node_class and node_journal is None):
             path = state_dir.absolute() / "journal.db"
             findable = journal is not None or can_find_again(controller_class)
             local = open_journal(f"sqlite://{path}", set_aside=findable)

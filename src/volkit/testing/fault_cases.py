@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import threading
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from attrs import field, frozen
@@ -11,10 +15,12 @@ from attrs import field, frozen
 from volkit import requests as r
 from volkit.errors import Aborted, Ambiguous, VolkitError
 from volkit.interfaces import (
+    Clones,
     ConnectsPerPod,
     Expands,
     FindsByName,
     Mixin,
+    Modifies,
     Node,
     Publishes,
     Snapshots,
@@ -22,8 +28,20 @@ from volkit.interfaces import (
     TakesTokens,
 )
 from volkit.journal import open_journal
-from volkit.model import CapacityRange, Volume
-from volkit.testing.faults import FAILURES, JOURNAL_FAILURES, KILL, Failure, Killed, Point, in_child
+from volkit.model import Capability, CapacityRange, CloneSource, Secrets, SnapshotSource, Volume
+from volkit.operations import OPERATIONS
+from volkit.testing.faults import (
+    FAILURES,
+    JOURNAL_FAILURES,
+    KILL,
+    METHODS,
+    POWER_CUT,
+    Failure,
+    Killed,
+    Point,
+    Volatile,
+    in_child,
+)
 from volkit.testing.kit import Fault, Kit, check, needs
 from volkit.testing.sharing_cases import Used, publish_request
 
@@ -109,8 +127,25 @@ def _used(*steps: str) -> Callable[[Kit], Used]:
     return prepare
 
 
+def _to_restore(kit: Kit) -> r.CreateVolumeRequest[Any]:
+    return kit.request(source=SnapshotSource(kit.cut(kit.create().id).id))
+
+
+def _to_clone(kit: Kit) -> r.CreateVolumeRequest[Any]:
+    return kit.request(source=CloneSource(kit.create().id))
+
+
+def _modification(kit: Kit) -> r.ModifyVolumeRequest:
+    return r.ModifyVolumeRequest(volume_id=kit.create().id, parameters=dict(kit.suite.mutable))
+
+
 CREATE = Scenario(lambda kit: kit.request(), _create, {"volumes": 1}, makes=True, verify=_same_again(_create))
 DELETE = Scenario(lambda kit: kit.create().id, lambda kit, id_: kit.delete(id_))
+RESTORE = Scenario(
+    _to_restore, _create, {"volumes": 2, "snapshots": 1}, makes=True, verify=_same_again(_create)
+)
+CLONE = Scenario(_to_clone, _create, {"volumes": 2}, makes=True, verify=_same_again(_create))
+MODIFY = Scenario(_modification, lambda kit, request: kit.run("modify_volume", request), {"volumes": 1})
 EXPAND = Scenario(_expansion, _expand, {"volumes": 1}, verify=_grown)
 ATTACH = Scenario(_to_attach, _attach, {"volumes": 1, "attachments": 1})
 DETACH = Scenario(_attached, lambda kit, request: kit.run("controller_unpublish", request), {"volumes": 1})
@@ -156,11 +191,23 @@ class FaultCases:
     def test_faults_in_stage(self, volkit_kit: Kit) -> None:
         matrix(volkit_kit, STAGE)
 
-    @needs(Node, ConnectsPerPod)
+    @needs(Modifies)
+    def test_faults_in_modify(self, volkit_kit: Kit) -> None:
+        matrix(volkit_kit, MODIFY)
+
+    @needs(Snapshots, a=_SAFE)
+    def test_faults_in_restore(self, volkit_kit: Kit) -> None:
+        matrix(volkit_kit, RESTORE)
+
+    @needs(Clones, a=_SAFE)
+    def test_faults_in_clone(self, volkit_kit: Kit) -> None:
+        matrix(volkit_kit, CLONE)
+
+    @needs(Node)
     def test_faults_in_publish(self, volkit_kit: Kit) -> None:
         matrix(volkit_kit, PUBLISH)
 
-    @needs(Node, ConnectsPerPod)
+    @needs(Node)
     def test_faults_in_unpublish(self, volkit_kit: Kit) -> None:
         matrix(volkit_kit, UNPUBLISH)
 
@@ -178,6 +225,26 @@ class FaultCases:
     @needs(Expands)
     def test_kill_in_expand(self, volkit_kit: Kit) -> None:
         kills(volkit_kit, EXPAND)
+
+    @needs(Modifies)
+    def test_kill_in_modify(self, volkit_kit: Kit) -> None:
+        kills(volkit_kit, MODIFY)
+
+    @needs(Publishes)
+    def test_kill_in_attach(self, volkit_kit: Kit) -> None:
+        kills(volkit_kit, ATTACH)
+
+    @needs(Publishes)
+    def test_kill_in_detach(self, volkit_kit: Kit) -> None:
+        kills(volkit_kit, DETACH)
+
+    @needs(Snapshots, a=_SAFE)
+    def test_kill_in_restore(self, volkit_kit: Kit) -> None:
+        kills(volkit_kit, RESTORE)
+
+    @needs(Clones, a=_SAFE)
+    def test_kill_in_clone(self, volkit_kit: Kit) -> None:
+        kills(volkit_kit, CLONE)
 
     @needs(Snapshots, a=_SAFE)
     def test_kill_in_snapshot(self, volkit_kit: Kit) -> None:
@@ -209,6 +276,25 @@ class FaultCases:
         many = 100 if volkit_kit.full or not volkit_kit.storage.outlives else 10
         random_sequences(volkit_kit, examples=volkit_kit.suite.sequences or many)
 
+    def test_no_secret_is_told(self, volkit_kit: Kit) -> None:
+        """By no answer, error, log record or record of the journal, also where every method fails once."""
+        kit = volkit_kit
+        secret = "volkit-kit-Zq7"
+        given = Secrets({**kit.suite.secrets, "volkitKit": secret})
+        capability = Capability(mount_flags=(f"password={secret}",))
+        with recorded() as said:
+            for method in ("", *(name for name in METHODS if hasattr(kit.controller_class, name))):
+                kit.spy.begin(Point(method, 1, "after"), lambda: _tell(secret)) if method else kit.spy.begin()
+                told = _with_secrets(kit, given, capability)
+                kit.spy.begin()
+                check(
+                    secret not in told, f"a secret is told{f' when {method} fails' if method else ''}: {told}"
+                )
+                kit.undo()
+        check(secret not in said.getvalue(), "a secret is in the log")
+        records = [repr(entry.value) for entry in kit.journal.scan("")]
+        check(secret not in "".join(records), "a secret is in the journal")
+
     def test_a_call_that_hangs_holds_up_its_own_volume(self, volkit_kit: Kit) -> None:
         kit = volkit_kit
         request = kit.request()
@@ -235,6 +321,61 @@ class FaultCases:
             hung.join(kit.suite.patience)
         kit.until_done(lambda: kit.create_as(request))
         kit.expect("after a create that hung", volumes=2)
+
+
+@contextmanager
+def recorded() -> Iterator[io.StringIO]:
+    """All that is logged in here, at every level, with its exceptions."""
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield said
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+
+
+def _tell(secret: str) -> None:
+    raise RuntimeError(f"cannot log in with {secret}")
+
+
+def _with_secrets(kit: Kit, secrets: Secrets, capability: Capability) -> str:
+    """Everything that is answered to calls with these secrets, errors included."""
+    told: list[object] = []
+
+    def call(operation: str, request: Any) -> Any:
+        if not OPERATIONS[operation].served_by(kit.controller_class):
+            return None
+        try:
+            told.append(result := kit.run(operation, request))
+        except VolkitError as error:
+            told.append("".join(traceback.format_exception(error)))
+            return None
+        return result
+
+    request = kit.request(secrets=secrets, capabilities=(capability,))
+    made = call("create_volume", request) or call("create_volume", request)
+    id_ = made.id if made else "volkit-kit-none"
+    if made:
+        kit.later(lambda: kit.delete(id_))
+    node = kit.suite.nodes[0]
+    publish = {"volume_id": id_, "node_id": node, "secrets": secrets}
+    call("get_volume", r.GetVolumeRequest(volume_id=id_, secrets=secrets))
+    call("controller_publish", r.ControllerPublishRequest(capability=capability, **publish))  # type: ignore[arg-type]
+    call("controller_unpublish", r.ControllerUnpublishRequest(**publish))  # type: ignore[arg-type]
+    kit.until_done(lambda: call("controller_unpublish", r.ControllerUnpublishRequest(volume_id=id_)))
+    larger = CapacityRange(required=kit.larger(made)) if made else CapacityRange(required=1)
+    call("expand_volume", r.ExpandVolumeRequest(volume_id=id_, capacity_range=larger, secrets=secrets))
+    cut = r.CreateSnapshotRequest(name=kit.name(), source_volume_id=id_, secrets=secrets)
+    if snapshot := call("create_snapshot", cut) or call("create_snapshot", cut):
+        kit.later(lambda: kit.uncut(snapshot.id))
+        call("delete_snapshot", r.DeleteSnapshotRequest(snapshot_id=snapshot.id, secrets=secrets))
+    call("delete_volume", r.DeleteVolumeRequest(volume_id=id_, secrets=secrets))
+    return " ".join(map(repr, told))
 
 
 def _quiet(call: Callable[[], Any]) -> None:
@@ -284,6 +425,9 @@ def _faults(kit: Kit, scenario: Scenario) -> list[tuple[Point, Failure]]:
 
 def _one(kit: Kit, scenario: Scenario, point: Point, failure: Failure) -> None:
     given = scenario.prepare(kit)
+    if isinstance(kit.journal, Volatile):
+        kit.journal.sync()
+    mounted = isinstance(given, Used)  # mounts that stay are no power cut
     before = {sort: sum(seen.values()) - sum(kit.before[sort].values()) for sort, seen in kit.seen().items()}
 
     def act() -> None:
@@ -305,8 +449,10 @@ def _one(kit: Kit, scenario: Scenario, point: Point, failure: Failure) -> None:
             kit.expect("after a final refusal", **before)
     finally:
         kit.spy.begin()
-    if failure is KILL:
+    if failure in (KILL, POWER_CUT):
         kit.stop()
+    if failure is POWER_CUT and isinstance(kit.journal, Volatile) and not mounted:
+        kit.journal.cut_power()
     _settled(kit, scenario, given)
 
 

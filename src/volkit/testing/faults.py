@@ -23,7 +23,8 @@ from attrs import define, field, frozen
 from volkit import model, requests
 from volkit.backend import Backend
 from volkit.errors import Ambiguous, DeadlineExceeded, ResourceExhausted, Unavailable, VolkitError
-from volkit.journal import Delete, Entry, Journal, Put
+from volkit.journal import Delete, Entry, Journal, Lease, Put, SharedJournal
+from volkit.journal.memory import MemoryJournal
 
 METHODS: dict[str, tuple[type, ...]] = {
     "create_volume": (model.Volume,),
@@ -84,15 +85,21 @@ class Failure:
 
 
 KILL = Failure("kill", lambda: Killed("killed"))
+POWER_CUT = Failure("power cut", lambda: Killed("no power"))
 FAILURES = (
     KILL,
+    POWER_CUT,
     Failure("exception", lambda: RuntimeError("injected")),
     Failure("lost reply", lambda: Unavailable("injected: the reply is lost")),
     Failure("timeout", lambda: DeadlineExceeded("injected: no reply in time")),
     Failure("disk full", lambda: OSError(errno.ENOSPC, "injected: no space left")),
     Failure("refusal", lambda: ResourceExhausted("injected: no room"), final=True),
 )
-JOURNAL_FAILURES = (KILL, Failure("disk full", lambda: Unavailable("injected: the journal's disk is full")))
+JOURNAL_FAILURES = (
+    KILL,
+    POWER_CUT,
+    Failure("disk full", lambda: Unavailable("injected: the journal's disk is full")),
+)
 
 
 @define(eq=False)
@@ -231,6 +238,36 @@ def _watched_method(cls: type, name: str, spy: Spy) -> Callable[[Any, Any], Any]
     return method
 
 
+class Volatile(MemoryJournal):
+    """A journal in memory that forgets, when the power is cut, what was written after its last durable write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._synced: dict[str, tuple[str, int]] = {}
+
+    def write(self, *changes: Put | Delete, durable: bool = True) -> None:
+        super().write(*changes, durable=durable)
+        if durable:
+            with self._lock:
+                self._synced = dict(self._records)
+
+    def cut_power(self) -> None:
+        with self._lock:
+            self._records = dict(self._synced)
+
+    def sync(self) -> None:
+        """As time does."""
+        with self._lock:
+            self._synced = dict(self._records)
+
+
+def watch(inner: Journal, spy: Spy) -> WatchedJournal:
+    """`inner` with its writes as points of a spy; shared where it is."""
+    return (
+        WatchedSharedJournal(inner, spy) if isinstance(inner, SharedJournal) else WatchedJournal(inner, spy)
+    )
+
+
 class WatchedJournal(Journal):
     """A journal whose writes are points of a spy. Closing leaves `inner` open: it outlives its process."""
 
@@ -252,6 +289,17 @@ class WatchedJournal(Journal):
 
     def close(self) -> None:
         """Nothing: the next process goes on with it."""
+
+    def fence(self) -> None:
+        self.inner.fence()
+
+
+class WatchedSharedJournal(WatchedJournal, SharedJournal):
+    """The same of a journal that has leases."""
+
+    def lease(self, key: str, *, wait: float) -> Lease | None:
+        assert isinstance(self.inner, SharedJournal)
+        return self.inner.lease(key, wait=wait)
 
 
 # -- a process that is really killed

@@ -16,9 +16,8 @@ from volkit.backend import Backend
 from volkit.errors import Ambiguous, VolkitError
 from volkit.interfaces import Mixin, Node
 from volkit.journal import Journal
-from volkit.journal.memory import MemoryJournal
 from volkit.model import BlockVolume, Capability, CapacityRange, Secrets, Snapshot, Volume
-from volkit.testing.faults import Spy, WatchedJournal, watched
+from volkit.testing.faults import Spy, Volatile, watch, watched
 from volkit.testing.witness import Storage, Witness, required_of
 
 if TYPE_CHECKING:
@@ -89,8 +88,8 @@ class Kit:
         self.storage: Storage = suite.storage(directory / "storage")
         self.backend: type[Backend[Any, Any]] = suite.backend
         self.spy = Spy()
-        self.journal: Journal = MemoryJournal()
-        self.open_journal: Callable[[], Journal] = lambda: WatchedJournal(self.journal, self.spy)
+        self.journal: Journal = Volatile()
+        self.open_journal: Callable[[], Journal] = lambda: watch(self.journal, self.spy)
         self._watched = watched(self.backend, self.spy)
         controller = self.backend.controller_class(self.storage.settings)
         self.controller_class = controller

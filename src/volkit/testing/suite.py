@@ -52,7 +52,8 @@ class BackendSuite(VolumeCases, SnapshotCases, AttachmentCases, NodeCases, Fault
         self, backend: type[Backend[Any, Any]], settings: Any, state_dir: Path, journal: Journal
     ) -> Driver:
         """What is tested: an engine. Override it to put a wire before one; `backend` is this suite's, watched."""
-        return Engine(backend, settings, state_dir=state_dir, journal=journal, node_id=self.node_id)
+        places: dict[str, Any] = {"state_dir": state_dir, "journal": journal, "node_journal": journal}
+        return Engine(backend, settings, node_id=self.node_id, **places)
 
 
 CASES: dict[str, Callable[..., None]] = {

@@ -10,6 +10,7 @@ import logging
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, quote_plus, urlencode
@@ -234,7 +235,9 @@ def told(error: BaseException, seen: set[int]) -> Iterator[str]:
     if id(error) in seen:
         return
     seen.add(id(error))
-    yield from (str(error), repr(error), repr(error.args), repr(vars(error)), *getattr(error, "__notes__", ()))
+    with suppress(RuntimeError):  # of a mute one, behind another
+        yield str(error)
+    yield from (repr(error), repr(error.args), repr(vars(error)), *getattr(error, "__notes__", ()))
     yield "".join(traceback.format_exception(error))
     for other in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
         if other is not None:

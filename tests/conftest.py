@@ -1,4 +1,4 @@
-"""Fixtures of several test modules: a real etcd cluster of three members on this machine."""
+"""For several test modules: how long Hypothesis looks, and a real etcd cluster of three members on this machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# On CI the same examples each time, so that a change fails for what it changed; elsewhere new ones. No example has a
+# deadline: a slow machine breaks none. `pytest --hypothesis-profile=deep` looks twenty times as long.
+settings.register_profile(
+    "volkit",
+    derandomize=os.environ.get("CI") == "true",
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("deep", settings.get_profile("volkit"), derandomize=False, max_examples=2000)
+settings.load_profile("volkit")
 
 
 class Cluster:

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from volkit.errors import ERRORS, Aborted, InUse, NotFound, Unavailable, VolkitError
-from volkit.guard import call_backend, redact, secrets_of
+from volkit.guard import call_backend, secrets_of
 from volkit.journal import Conflict
 from volkit.model import NO_SECRETS, Capability, Secrets
 from volkit.options import option
+from volkit.redaction import redact
 from volkit.requests import CreateVolumeRequest, DeleteVolumeRequest, NodeStageRequest
 
 REQUEST = DeleteVolumeRequest(volume_id="v", secrets=Secrets({"password": "hunter2", "empty": ""}))

@@ -4,83 +4,86 @@
 
 from __future__ import annotations
 
-import json
+import enum
+import functools
 import logging
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, TypeVar
-from urllib.parse import quote, quote_plus
 
 import attrs
 
 from volkit.errors import Unavailable, VolkitError
-from volkit.model import Secrets
+from volkit.model import FileConnection, Secrets
+from volkit.redaction import flag_secrets, redact
 
 T = TypeVar("T")
 
 _log = logging.getLogger("volkit.backend")
 
-
-def redact(text: str, *secrets: str) -> str:
-    """`text` with each of `secrets` replaced, also as they look in a repr, a JSON text or a URL; short ones too,
-    since a short password is one.
-    """
-    spellings = {spelling for secret in filter(None, secrets) for spelling in _spellings(secret)}
-    for spelling in sorted(spellings, key=len, reverse=True):
-        text = text.replace(spelling, "***")
-    return text
+_known: ContextVar[tuple[str, ...]] = ContextVar("secrets", default=())
 
 
-def _spellings(secret: str) -> tuple[str, ...]:
-    return (
-        secret,
-        repr(secret)[1:-1],
-        json.dumps(secret)[1:-1],
-        quote(secret, safe="", errors="replace"),
-        quote_plus(secret, errors="replace"),
-    )
+def secrets_in_use() -> tuple[str, ...]:
+    """The secrets of the backend calls that this thread is in, for whoever writes a log meanwhile."""
+    return _known.get()
 
 
 def secrets_of(request: object) -> tuple[str, ...]:
-    """Every secret value that a request carries: its secrets, the parameters declared secret, and the longer
-    values in its mount flags (`password=…`).
+    """Every secret value that a request carries: its secrets, the parameters declared secret, and the values in
+    mount flags and options (`password=…`).
     """
     secrets = getattr(request, "secrets", None)
     values = list(secrets.values()) if isinstance(secrets, Secrets) else []
     capabilities = (getattr(request, "capability", None), *getattr(request, "capabilities", ()))
     for capability in filter(None, capabilities):
-        values += [value for flag in capability.mount_flags if len(value := flag.partition("=")[2]) > 3]
-    return (*values, *_declared_secret(getattr(request, "parameters", None)))
+        values += flag_secrets(capability.mount_flags)
+    connection = getattr(request, "connection", None)
+    if isinstance(connection, FileConnection):
+        values += flag_secrets(connection.options)
+    return (*values, *declared_secrets(getattr(request, "parameters", None)))
 
 
-def _declared_secret(options: Any) -> Iterator[str]:
-    """The values of an instance of `Settings` or `Parameters` that its class declares to be secret."""
+def declared_secrets(options: Any) -> Iterator[str]:
+    """The values, as text, of an instance of `Settings` or `Parameters` that its class declares to be secret."""
     for one in attrs.fields(type(options)) if attrs.has(type(options)) else ():
         if one.metadata.get("volkit", {}).get("secret"):
-            yield str(getattr(options, one.name))
+            yield from texts(getattr(options, one.name))
 
 
-def call_backend(method: Callable[[Any], T], request: object, expected: type | tuple[type, ...]) -> T:
+def texts(value: Any) -> Iterator[str]:
+    """The texts in an option's value that can be secret: each of a list; none of a switch or of what is not set."""
+    if isinstance(value, tuple | list):
+        for one in value:
+            yield from texts(one)
+    elif isinstance(value, enum.Enum):
+        yield str(value.value)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
+
+
+def call_backend(
+    method: Callable[[Any], T], request: object, expected: type | tuple[type, ...], *secrets: str
+) -> T:
     """`method(request)`. The backend's own errors pass, with secrets masked; anything else it raises, or a
     result of another type, is logged and becomes Unavailable: what happened is not known, so the caller must
-    look or repeat.
+    look or repeat. `secrets` are those that the request does not declare itself.
     """
-    name = getattr(method, "__qualname__", repr(method))
+    name = getattr(method, "__qualname__", type(method).__name__)
+    hidden = tuple(filter(None, (*secrets, *_secrets_around(method, request))))
+    known = _known.set((*_known.get(), *hidden))
     try:
         result = method(request)
-    except VolkitError as error:
-        secrets = _secrets_around(method, request)
-        trace = "".join(traceback.format_exception(error)) if secrets else ""
-        if redact(trace, *secrets) != trace:  # in its text, a note, or an error that caused it
-            plain = next(base for base in type(error).__mro__ if base.__module__ == VolkitError.__module__)
-            raise plain(redact(str(error), *secrets)) from None
-        raise
     except Exception as error:
-        trace = redact("".join(traceback.format_exception(error)), *_secrets_around(method, request))
-        _log.error("%s failed unexpectedly\n%s", name, trace)
-        raise Unavailable(
-            f"{name} failed unexpectedly ({type(error).__name__}): see the driver's log"
-        ) from None
+        failure = _harmless(error, name, hidden)
+    else:
+        failure = None
+    finally:
+        _known.reset(known)
+    if failure is not None:
+        raise failure  # here, and not where it was caught: nothing that tells a secret is chained to it
     if not isinstance(result, expected):
         _log.error("%s returned %s, not %s", name, type(result).__name__, expected)
         raise Unavailable(
@@ -89,7 +92,50 @@ def call_backend(method: Callable[[Any], T], request: object, expected: type | t
     return result
 
 
+def _harmless(error: Exception, name: str, secrets: tuple[str, ...]) -> VolkitError:
+    """What may be raised for an error of the backend: itself, or one that tells no secret."""
+    if not isinstance(error, VolkitError):
+        _log.error("%s failed unexpectedly\n%s", name, redact(_trace(error), *secrets))
+        return Unavailable(f"{name} failed unexpectedly ({type(error).__name__}): see the driver's log")
+    try:
+        text = str(error)
+    except Exception:  # of an error that cannot say what it is
+        text = f"{name} failed ({type(error).__name__}, without a text)"
+    else:
+        told = "\n".join((_trace(error), *_hidden_parts(error))) if secrets else ""
+        if redact(told, *secrets) == told:  # nothing in its text, a note, or an error behind it
+            return error
+    plain = next(base for base in type(error).__mro__ if base.__module__ == VolkitError.__module__)
+    return plain(redact(text, *secrets))
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _hidden_parts(error: BaseException) -> Iterator[str]:
+    """What a trace may leave out of an error and of those behind it, and `repr`, a debugger or a crash reporter shows:
+    arguments, and notes of a context that is suppressed.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        left += (one.__cause__, one.__context__)
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
+        for tell in (lambda one=one: repr(one.args), lambda one=one: str(one)):
+            with suppress(Exception):  # of an error, or an argument, that cannot say what it is
+                yield tell()
+        yield from map(str, getattr(one, "__notes__", ()))
+
+
 def _secrets_around(method: object, request: object) -> tuple[str, ...]:
     """The secrets that a method could have told: those of the request, and those of its driver's settings."""
+    if isinstance(method, functools.partial):
+        method = method.func
     settings = getattr(getattr(method, "__self__", None), "settings", None)
-    return tuple(filter(None, (*secrets_of(request), *_declared_secret(settings))))
+    return (*secrets_of(request), *declared_secrets(settings))

@@ -39,8 +39,9 @@ from volkit import options
 from volkit.backend import Backend
 from volkit.engine import SERVICES, Engine, can_find_again
 from volkit.errors import FailedPrecondition, InvalidArgument
-from volkit.guard import redact
+from volkit.guard import declared_secrets, secrets_in_use
 from volkit.journal import open_journal
+from volkit.redaction import redact
 
 STATE_DIR = Path("/var/lib/volkit")
 LEVELS = ("debug", "info", "warning", "error")
@@ -339,7 +340,9 @@ def read_settings(backend: type[Backend[Any, Any]], given: Iterable[tuple[str, s
         chosen.setdefault(name, (source, text))
     values = {name: _value(name, text) for name, (_, text) in chosen.items()}
     hide(*(text for name, text in values.items() if name in spelled and spelled[name].secret))
-    return options.read(backend.settings, values, what="option")
+    settings = options.read(backend.settings, values, what="option")
+    hide(*declared_secrets(settings))
+    return settings
 
 
 def _value(name: str, text: str) -> str:
@@ -374,8 +377,8 @@ class _Lines(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO volkit.engine: …`; more lines are indented: none can be faked."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        shown = redact(text, *_hidden).replace("\n", "\n    ")
+        text = super().format(_readable(record))
+        shown = _redacted(text).replace("\n", "\n    ")
         return f"{_timestamp(record)} {record.levelname} {record.name}: {shown}"
 
 
@@ -389,7 +392,7 @@ class _JsonLines(logging.Formatter):
             "time": _timestamp(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _shown(record.getMessage()),
+            "message": _shown(_readable(record).getMessage()),
         }
         if record.exc_info:
             fields["exception"] = _shown(self.formatException(record.exc_info))
@@ -402,4 +405,21 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 def _shown(value: object) -> Any:
-    return value if value is None or isinstance(value, bool | int | float) else redact(str(value), *_hidden)
+    if value is None or isinstance(value, bool):
+        return value
+    text = str(value)
+    shown = _redacted(text)
+    return value if shown == text and isinstance(value, int | float) else shown
+
+
+def _redacted(text: str) -> str:
+    return redact(text, *_hidden, *secrets_in_use())
+
+
+def _readable(record: logging.LogRecord) -> logging.LogRecord:
+    """The record, also where its text and its arguments do not fit: logging would print them to stderr as they are."""
+    try:
+        record.getMessage()
+        return record
+    except Exception:
+        return logging.makeLogRecord({**vars(record), "msg": f"{record.msg!r} {record.args!r}", "args": None})

@@ -19,6 +19,7 @@ spelled `accessKey`; `access-key` and `access_key` are taken too.
 from __future__ import annotations
 
 import enum
+import os
 import re
 import types
 import typing
@@ -30,7 +31,7 @@ from typing import Any, NewType, TypeVar
 import attrs
 from attrs import frozen
 
-from volkit.errors import InvalidArgument
+from volkit.errors import InvalidArgument, quoted
 from volkit.model import MAX_BYTES
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise InvalidArgument(
-            f"{text!r} is not a size: write bytes, or a number with Ki, Mi, Gi, Ti (binary) or k, M, G, T (decimal)"
+            f"{quoted(text)} is not a size: write bytes, or a number with Ki, Mi, Gi, Ti (binary) or k, M, G, T (decimal)"
         )
     whole, fraction, unit = match.groups()
     factor = _UNITS[unit] if unit else 1
@@ -64,7 +65,7 @@ def parse_size(text: str) -> int:
     if fraction:
         size += -(-int(fraction) * factor // 10 ** len(fraction))
     if size > MAX_BYTES:
-        raise InvalidArgument(f"{text!r} is beyond the largest size, 2^63 - 1 bytes")
+        raise InvalidArgument(f"{quoted(text)} is beyond the largest size, 2^63 - 1 bytes")
     return size
 
 
@@ -161,7 +162,7 @@ def _declared(cls: type, attribute: attrs.Attribute[Any], hint: Any) -> Option:
     def read(text: str) -> Any:
         value = reader(text)
         if (low is not None and value < low) or (high is not None and value > high):
-            raise InvalidArgument(f"{text!r} is not {' and '.join(_bounds(low, high))}")
+            raise InvalidArgument(f"{quoted(text)} is not {' and '.join(_bounds(low, high))}")
         return value
 
     return Option(
@@ -201,14 +202,15 @@ def _reader(hint: Any) -> Callable[[str], Any] | None:
 def _read_enum(cls: type[enum.Enum], text: str) -> enum.Enum:
     by_value = {str(member.value): member for member in cls}
     lowered = {value.lower(): member for value, member in by_value.items()}
-    if found := by_value.get(text) or lowered.get(text.lower()):
+    found = by_value.get(text, lowered.get(text.lower()))
+    if found is not None:  # a member may be false: an IntEnum's 0
         return found
-    raise InvalidArgument(f"{text!r} is not one of {', '.join(str(member.value) for member in cls)}")
+    raise InvalidArgument(f"{quoted(text)} is not one of {', '.join(str(member.value) for member in cls)}")
 
 
 def _read_bool(text: str) -> bool:
     if (word := text.strip().lower()) not in _TRUE | _FALSE:
-        raise InvalidArgument(f"{text!r} is not true or false")
+        raise InvalidArgument(f"{quoted(text)} is not true or false")
     return word in _TRUE
 
 
@@ -228,9 +230,17 @@ def _read_number(cls: type[int] | type[float]) -> Callable[[str], float]:
 
 
 def _read_path(text: str) -> Path:
-    if not text.startswith("/") or "\0" in text or ".." in text.split("/"):
-        raise InvalidArgument(f"{text!r} is not an absolute path without '..'")
+    if not text.startswith("/") or "\0" in text or ".." in text.split("/") or not _is_encodable(text):
+        raise InvalidArgument(f"{quoted(text)} is not an absolute path without '..'")
     return Path(text)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _READERS: dict[Any, Callable[[str], Any]] = {
@@ -262,9 +272,10 @@ def read_fields(cls: type, values: Mapping[str, str], what: str = "parameter") -
             raise InvalidArgument(f"{what} {one.key!r} is given twice, once as {key!r}")
         try:
             fields[one.field] = one.read(text)
+            continue
         except InvalidArgument as error:
             reason = "its value cannot be read" if one.secret else str(error)
-            raise InvalidArgument(f"{what} {key!r}: {reason}") from None
+        raise InvalidArgument(f"{what} {key!r}: {reason}")  # here: what shows the value is not chained to it
     return fields
 
 
@@ -289,13 +300,11 @@ def complete(cls: type[T], fields: Mapping[str, Any], what: str = "parameter") -
             values[one.field] = one.read(one.default)
     try:
         return cls(**values)
-    except (ValueError, TypeError) as error:  # a validator or a converter of the class
-        if any(one.secret and one.field in values for one in declared(cls)):
-            raise InvalidArgument(
-                f"{what}s refused by {cls.__name__}; not shown, since one is secret"
-            ) from None
+    except Exception as error:  # a validator or a converter of the class
+        secret = any(one.secret and one.field in values for one in declared(cls))
         reason = error.args[0] if error.args else type(error).__name__
-        raise InvalidArgument(f"{what}s refused by {cls.__name__}: {reason}") from None
+    shown = "; not shown, since one is secret" if secret else f": {reason}"
+    raise InvalidArgument(f"{what}s refused by {cls.__name__}{shown}")  # here: the error itself is not chained to it
 
 
 def _unknown(key: str, keys: list[str], spellings: Iterable[str], what: str) -> str:

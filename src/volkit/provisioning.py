@@ -23,7 +23,7 @@ from volkit.errors import (
     Unavailable,
     VolkitError,
 )
-from volkit.guard import call_backend
+from volkit.guard import call_backend, texts
 from volkit.interfaces import Controller
 from volkit.journal import Delete, Journal, Put, key
 from volkit.journal.records import parts, quarantined
@@ -339,9 +339,10 @@ class Provisioning:
         with self.volumes.lock_id(request.volume_id, call.patience()):
             self._look_volume(id=request.volume_id, secrets=request.secrets)
             if fields:
-                call_backend(
-                    self._controller.modify_volume, attrs.evolve(request, parameters=fields), type(None)
-                )
+                declared = options.declared(self._backend.parameters)
+                secrets = [one for o in declared if o.secret for one in texts(fields.get(o.field))]
+                change = attrs.evolve(request, parameters=fields)
+                call_backend(self._controller.modify_volume, change, type(None), *secrets)
 
     def get_capacity(
         self, request: requests.CapacityRequest[Mapping[str, str]], call: requests.Call

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from volkit.errors import InvalidArgument, NotFound, OutOfRange, UnsupportedVolume
+from volkit.errors import InvalidArgument, NotFound, OutOfRange, UnsupportedVolume, quoted
 from volkit.model import MAX_BYTES, AccessMode, BlockVolume, Capability, CapacityRange, Volume
 
 # CSI spec, "Size Limits" and CreateVolumeRequest.name: any Unicode but these
@@ -45,15 +45,17 @@ def check_id(id_: str, field: str = "volume_id") -> None:
     _check_text(id_, field, MAX_ID_BYTES)
 
 
-def _check_text(text: str, field: str, limit: int) -> None:
-    if not text:
+def _check_text(text: object, field: str, limit: int) -> None:
+    if text is None or text == "":
         raise missing(field)
+    if not isinstance(text, str):
+        raise InvalidArgument(f"{field} is a {type(text).__name__}, not a text")
     if _CONTROL.search(text):
-        raise InvalidArgument(f"{field} {text[:64]!r} has a control character")
+        raise InvalidArgument(f"{field} {quoted(text)} has a control character")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise InvalidArgument(f"{field} {text[:64]!r} is not Unicode text") from None
+        raise InvalidArgument(f"{field} {quoted(text)} is not Unicode text") from None
     if size > limit:
         raise InvalidArgument(f"{field} has {size} bytes, at most {limit} are allowed")
 
@@ -63,8 +65,12 @@ def file_name(id_: str) -> str:
 
     Raises NotFound for any other: nothing can have been made under it, and no path may be built from it.
     """
-    if not id_ or "/" in id_ or "\0" in id_ or id_ in (".", "..") or len(os.fsencode(id_)) > 255:
-        raise NotFound(f"there is nothing with the id {id_[:64]!r}")
+    try:
+        size = len(os.fsencode(id_))
+    except UnicodeEncodeError:
+        size = 0
+    if not 1 <= size <= 255 or "/" in id_ or "\0" in id_ or id_ in (".", ".."):
+        raise NotFound(f"there is nothing with the id {quoted(id_)}")
     return id_
 
 
@@ -72,18 +78,18 @@ def check_path(path: str, field: str) -> None:
     """An absolute path of at most 4095 bytes, without `..`, and not the root itself."""
     _check_text(path, field, 4095)
     if not path.startswith("/"):
-        raise InvalidArgument(f"{field} {path!r} is not an absolute path")
+        raise InvalidArgument(f"{field} {quoted(path)} is not an absolute path")
     parts = path.split("/")
     if ".." in parts or not any(part not in ("", ".") for part in parts):
-        raise InvalidArgument(f"{field} {path!r} must not contain '..' and must not be the root directory")
+        raise InvalidArgument(f"{field} {quoted(path)} must not contain '..' and must not be the root directory")
 
 
 def check_capacity_range(capacity: CapacityRange) -> None:
     """Neither bound negative or over 2**63 - 1, and the limit not below what is required."""
     for field in ("required", "limit"):
         value = getattr(capacity, field)
-        if value < 0 or value > MAX_BYTES:
-            raise InvalidArgument(f"capacity_range.{field}_bytes is {value}: give 0 to {MAX_BYTES} bytes")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_BYTES:
+            raise InvalidArgument(f"capacity_range.{field}_bytes is {quoted(value)}: give 0 to {MAX_BYTES} bytes")
     if capacity.limit and capacity.limit < capacity.required:
         raise InvalidArgument(
             f"capacity_range: the limit of {capacity.limit} bytes is below the {capacity.required} bytes required"
@@ -137,7 +143,7 @@ def check_capability(
     """As `check_capabilities`, for one."""
     mode = capability.access_mode
     for flag in capability.mount_flags:
-        if not flag or _CONTROL.search(flag) or len(flag) > 4096:
+        if not isinstance(flag, str) or not flag or _CONTROL.search(flag) or len(flag) > 4096:
             raise InvalidArgument(
                 "mount_flags has an empty, an over-long or an unprintable flag"
             )  # never shown: may be a secret
@@ -153,7 +159,7 @@ def check_capability(
         return
     if capability.fs_type and capability.fs_type not in fs_types:
         raise InvalidArgument(
-            f"file-system type {capability.fs_type[:32]!r} is unknown; known are {', '.join(fs_types)}"
+            f"file-system type {quoted(capability.fs_type)} is unknown; known are {', '.join(fs_types)}"
         )
     if mode.multi_node and not mode.read_only:
         raise UnsupportedVolume(

@@ -113,7 +113,11 @@ def flags_and_data(words: Sequence[str]) -> tuple[int, str]:
         elif word and word not in _FOR_PROGRAMS and not word.startswith(("x-", "X-", "comment=")):
             data.append(word)
     text = ",".join(data)
-    if len(text.encode("utf-8", "surrogateescape")) > _MAX_DATA:
+    try:
+        size = len(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        raise InvalidArgument("a mount option is not Unicode text") from None
+    if size > _MAX_DATA:
         raise InvalidArgument(
             f"the mount options are longer than the {_MAX_DATA} bytes that the kernel reads"
         )

@@ -21,6 +21,7 @@ from volkit.errors import (
     ResourceExhausted,
     Unavailable,
     VolkitError,
+    quoted,
 )
 
 libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -33,10 +34,15 @@ AT_STATX_DONT_SYNC: Final = 0x4000
 
 
 def encoded(path: str) -> bytes:
-    """The path as the kernel takes it; InvalidArgument for a NUL, at which C would silently cut it off."""
+    """The path as the kernel takes it; InvalidArgument for a NUL, at which C would silently cut it off, and for what
+    is no text.
+    """
     if "\0" in path:
-        raise InvalidArgument(f"path {path!r} contains a NUL character")
-    return os.fsencode(path)
+        raise InvalidArgument(f"path {quoted(path)} contains a NUL character")
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"path {quoted(path)} is not Unicode text") from None
 
 
 def encoded_place(path: str) -> bytes:

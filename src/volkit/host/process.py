@@ -26,6 +26,7 @@ from attrs import field, frozen
 
 from volkit.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from volkit.host._syscalls import refusal
+from volkit.redaction import redact
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -37,6 +38,7 @@ MAX_ABANDONED: Final = 64
 """How many killed processes may hang in the kernel before no more are started."""
 
 _QUOTED: Final = 1024
+_SEARCHED: Final = 64 * _QUOTED  # for secrets: what is quoted, and so much before it that no half of one gets there
 _REAP_SECONDS: Final = 0.5
 _PLACE_SECONDS: Final = 5.0
 _TICK: Final = 0.02
@@ -135,7 +137,7 @@ def run(
     from subprocess import DEVNULL, PIPE
 
     deadline = time.monotonic() + timeout
-    masks = _masks(secrets)
+    hidden = _values(secrets)
     program = find_program(argv[0])
     refuse_too_many(argv[0])
     with _place(os.path.basename(program), deadline, timeout):
@@ -150,18 +152,18 @@ def run(
     returncode, out, err = process.returncode, bytes(kept[0][-MAX_OUTPUT:]), bytes(kept[1][-MAX_OUTPUT:])
     if not in_time:
         raise DeadlineExceeded(
-            f"{_shown(argv, masks)} did not end within {timeout:g} s and was killed{_said(out, err, masks)}"
+            f"{_shown(argv, hidden)} did not end within {timeout:g} s and was killed{_said(out, err, hidden)}"
         )
     if returncode in ok:
         return Result(returncode, out, err)
     if returncode < 0:
         name = signal.strsignal(-returncode) or -returncode
-        raise ProcessKilled(f"{_shown(argv, masks)} was ended by a signal ({name}){_said(out, err, masks)}")
+        raise ProcessKilled(f"{_shown(argv, hidden)} was ended by a signal ({name}){_said(out, err, hidden)}")
     raise ProcessFailed(
-        f"{_shown(argv, masks)} failed with status {returncode}{_said(out, err, masks)}",
+        f"{_shown(argv, hidden)} failed with status {returncode}{_said(out, err, hidden)}",
         program=os.path.basename(program),
         returncode=returncode,
-        stderr=_tail(err, masks),
+        stderr=_tail(err, hidden),
     )
 
 
@@ -406,34 +408,23 @@ def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
     return {**inherited, "PATH": ":".join(_search_path()), "LANG": "C", "LC_ALL": "C", **(more or {})}
 
 
-def _masks(secrets: Iterable[str] | Mapping[str, str]) -> list[str]:
-    """The texts to hide, the longest first; of a secret of several lines also each line, since programs quote
-    by line.
-    """
+def _values(secrets: Iterable[str] | Mapping[str, str]) -> list[str]:
     if isinstance(secrets, str):
         secrets = (secrets,)
-    values = list(secrets.values() if isinstance(secrets, Mapping) else secrets)
-    lines = [line.strip() for value in values if "\n" in value for line in value.splitlines()]
-    return sorted({text for text in (*values, *lines) if text}, key=len, reverse=True)
+    return list(secrets.values() if isinstance(secrets, Mapping) else secrets)
 
 
-def _masked(text: str, masks: list[str]) -> str:
-    for secret in masks:
-        text = text.replace(secret, "***")
-    return text
-
-
-def _tail(output: bytes, masks: list[str]) -> str:
+def _tail(output: bytes, hidden: list[str]) -> str:
     """The end of an output for a person; masked first and cut then, so that no half of a secret is left."""
-    return _masked(output.decode("utf-8", "replace"), masks).strip()[-_QUOTED:]
+    return redact(output[-_SEARCHED:].decode("utf-8", "replace"), *hidden).strip()[-_QUOTED:]
 
 
-def _said(out: bytes, err: bytes, masks: list[str]) -> str:
+def _said(out: bytes, err: bytes, hidden: list[str]) -> str:
     """Both outputs: e2fsck, for one, explains itself on stdout."""
-    text = "; ".join(filter(None, (_tail(out, masks), _tail(err, masks))))
+    text = "; ".join(filter(None, (_tail(out, hidden), _tail(err, hidden))))
     return f": {text}" if text else ""
 
 
-def _shown(argv: Sequence[str], masks: list[str]) -> str:
-    text = " ".join(shlex.quote(_masked(word, masks)) for word in argv)
+def _shown(argv: Sequence[str], hidden: list[str]) -> str:
+    text = " ".join(shlex.quote(redact(word, *hidden)) for word in argv)
     return text if len(text) <= _QUOTED else text[:_QUOTED] + "…"

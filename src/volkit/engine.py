@@ -12,12 +12,13 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from volkit.backend import Backend, supported
 from volkit.errors import FailedPrecondition, InvalidArgument, Unsupported
+from volkit.guard import hiding, secrets_of
 from volkit.interfaces import Controller, FindsByName, Mixin, Node, TakesIds, TakesTokens
 from volkit.journal import Journal, SharedJournal, open_journal
 from volkit.lanes import Lanes
@@ -135,7 +136,7 @@ class Engine:
         return self.lanes.run(
             operation,
             _subject(request),
-            functools.partial(run, request, call),
+            functools.partial(_hidden, run, request, call),
             until=call.deadline,
             patience=call.patience(),
             undoes=operation in _UNDOING,
@@ -162,6 +163,14 @@ class Engine:
         if self.journal is not self.node_journal:
             self.journal.close()
         return 0
+
+
+def _hidden(run: Callable[[Any, Call], Any], request: Any, call: Call) -> Any:
+    """`run`, with the secrets of the request hidden from whatever it calls and logs."""
+    if secrets := secrets_of(request):
+        with hiding(*secrets):
+            return run(request, call)
+    return run(request, call)
 
 
 def _subject(request: Any) -> str:

@@ -9,7 +9,7 @@ import functools
 import logging
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -29,6 +29,16 @@ _known: ContextVar[tuple[str, ...]] = ContextVar("secrets", default=())
 def secrets_in_use() -> tuple[str, ...]:
     """The secrets of the backend calls that this thread is in, for whoever writes a log meanwhile."""
     return _known.get()
+
+
+@contextmanager
+def hiding(*secrets: str) -> Iterator[None]:
+    """In here these are told by nobody, also by a backend's method whose own request does not carry them."""
+    known = _known.set((*_known.get(), *filter(None, secrets)))
+    try:
+        yield
+    finally:
+        _known.reset(known)
 
 
 def secrets_of(request: object) -> tuple[str, ...]:
@@ -72,7 +82,7 @@ def call_backend(
     look or repeat. `secrets` are those that the request does not declare itself.
     """
     name = getattr(method, "__qualname__", type(method).__name__)
-    hidden = tuple(filter(None, (*secrets, *_secrets_around(method, request))))
+    hidden = tuple(filter(None, (*secrets, *_known.get(), *_secrets_around(method, request))))
     known = _known.set((*_known.get(), *hidden))
     try:
         result = method(request)

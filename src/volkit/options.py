@@ -304,7 +304,9 @@ def complete(cls: type[T], fields: Mapping[str, Any], what: str = "parameter") -
         secret = any(one.secret and one.field in values for one in declared(cls))
         reason = error.args[0] if error.args else type(error).__name__
     shown = "; not shown, since one is secret" if secret else f": {reason}"
-    raise InvalidArgument(f"{what}s refused by {cls.__name__}{shown}")  # here: the error itself is not chained to it
+    raise InvalidArgument(
+        f"{what}s refused by {cls.__name__}{shown}"
+    )  # here: the error itself is not chained to it
 
 
 def _unknown(key: str, keys: list[str], spellings: Iterable[str], what: str) -> str:

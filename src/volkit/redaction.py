@@ -91,7 +91,9 @@ def _decoded_occurrences(text: str, secrets: set[str]) -> Iterator[tuple[int, in
     plain, begins, ends = _decoded(text)
     for secret in secrets:
         part = _decoded(secret)[0].strip()
-        shortest = 0 if len(part) >= _FEWEST else len(secret)  # of `&lt;` only an escaped spelling is one, not each `<`
+        shortest = (
+            0 if len(part) >= _FEWEST else len(secret)
+        )  # of `&lt;` only an escaped spelling is one, not each `<`
         for begin, end in _occurrences(plain, part) if part else ():
             if ends[end - 1] - begins[begin] >= shortest:
                 yield begins[begin], ends[end - 1]

@@ -81,7 +81,9 @@ def check_path(path: str, field: str) -> None:
         raise InvalidArgument(f"{field} {quoted(path)} is not an absolute path")
     parts = path.split("/")
     if ".." in parts or not any(part not in ("", ".") for part in parts):
-        raise InvalidArgument(f"{field} {quoted(path)} must not contain '..' and must not be the root directory")
+        raise InvalidArgument(
+            f"{field} {quoted(path)} must not contain '..' and must not be the root directory"
+        )
 
 
 def check_capacity_range(capacity: CapacityRange) -> None:
@@ -89,7 +91,9 @@ def check_capacity_range(capacity: CapacityRange) -> None:
     for field in ("required", "limit"):
         value = getattr(capacity, field)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_BYTES:
-            raise InvalidArgument(f"capacity_range.{field}_bytes is {quoted(value)}: give 0 to {MAX_BYTES} bytes")
+            raise InvalidArgument(
+                f"capacity_range.{field}_bytes is {quoted(value)}: give 0 to {MAX_BYTES} bytes"
+            )
     if capacity.limit and capacity.limit < capacity.required:
         raise InvalidArgument(
             f"capacity_range: the limit of {capacity.limit} bytes is below the {capacity.required} bytes required"

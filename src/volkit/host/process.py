@@ -38,7 +38,9 @@ MAX_ABANDONED: Final = 64
 """How many killed processes may hang in the kernel before no more are started."""
 
 _QUOTED: Final = 1024
-_SEARCHED: Final = 64 * _QUOTED  # for secrets: what is quoted, and so much before it that no half of one gets there
+_SEARCHED: Final = (
+    64 * _QUOTED
+)  # for secrets: what is quoted, and so much before it that no half of one gets there
 _REAP_SECONDS: Final = 0.5
 _PLACE_SECONDS: Final = 5.0
 _TICK: Final = 0.02

@@ -34,7 +34,6 @@ from volkit.testing.faults import (
     FAILURES,
     JOURNAL_FAILURES,
     KILL,
-    METHODS,
     POWER_CUT,
     Failure,
     Killed,
@@ -50,6 +49,19 @@ SAMPLE = 24
 
 SAMPLE_KILLS = 8
 """How many child processes are killed for one operation, unless all are asked for."""
+
+_GETS_SECRETS = (
+    *(
+        "create_volume",
+        "delete_volume",
+        "get_volume",
+        "expand_volume",
+        "controller_publish",
+        "controller_unpublish",
+    ),
+    *("create_snapshot", "delete_snapshot", "get_snapshot"),
+)
+"""Methods that are called with the secrets of the operation."""
 
 _SAFE: tuple[type[Mixin], ...] = (FindsByName, TakesIds, TakesTokens)
 
@@ -283,7 +295,7 @@ class FaultCases:
         given = Secrets({**kit.suite.secrets, "volkitKit": secret})
         capability = Capability(mount_flags=(f"password={secret}",))
         with recorded() as said:
-            for method in ("", *(name for name in METHODS if hasattr(kit.controller_class, name))):
+            for method in ("", *(name for name in _GETS_SECRETS if hasattr(kit.controller_class, name))):
                 kit.spy.begin(Point(method, 1, "after"), lambda: _tell(secret)) if method else kit.spy.begin()
                 told = _with_secrets(kit, given, capability)
                 kit.spy.begin()

@@ -405,6 +405,7 @@ def matrix(kit: Kit, scenario: Scenario) -> None:
     faults = _faults(kit, scenario)
     step = 1 if kit.full or not kit.storage.outlives else max(1, -(-len(faults) // SAMPLE))
     for point, failure in faults[::step]:
+        kit.tried += 1
         try:
             _one(kit, scenario, point, failure)
         except (Fault, VolkitError) as error:
@@ -493,6 +494,7 @@ def kills(kit: Kit, scenario: Scenario) -> None:
     if not kit.full:
         wanted = range(max(1, total // (2 * SAMPLE_KILLS)), total + 1, max(1, total // SAMPLE_KILLS))
     for number in wanted:
+        kit.tried += 1
         try:
             _in_child(kit, scenario, number)
         except (Fault, VolkitError) as error:

@@ -98,6 +98,8 @@ class Kit:
         self._numbers = itertools.count(1)
         self._made: list[Callable[[], object]] = []
         self._driver: Driver | None = None
+        self.tried = 0
+        """How many faults were injected: what docs/reliability.md counts."""
         self._check_witness(controller)
         self.before = self.seen()
 

@@ -9,4 +9,4 @@ NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 echo "== each distribution alone"
 ci/install_alone.sh
 echo "== pytest"
-exec .venv/bin/pytest "$@"
+exec .venv/bin/pytest --volkit-faults=full "$@"

@@ -1,0 +1,155 @@
+"""Concurrent lifecycles while the driver is killed at random: `make soak`; here for some seconds.
+
+SOAK_SECONDS says how long (default 15), SOAK_SEED which way (default: printed). Every caller repeats its calls as an
+orchestrator does; in the end the doctor finds nothing, no data was lost, and nothing is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from volkit_csi.wire import csi_pb2 as pb
+
+from .driver import Driver
+from .orchestrator import MIB, Orchestrator, Used, capability
+
+SECONDS = float(os.environ.get("SOAK_SECONDS", "15"))
+SEED = int(os.environ.get("SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 30)
+CALLERS = 6
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("mkfs.ext4"), pytest.mark.timeout(SECONDS + 600)]
+
+
+class Soak:
+    """The callers, and who disturbs them."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.done: Counter[str] = Counter()
+        self.failed: list[BaseException] = []
+        self.ends = time.monotonic() + SECONDS
+
+    def caller(self, number: int) -> None:
+        """One lifecycle after the other."""
+        dice = random.Random(f"{SEED}-{number}")
+        co = Orchestrator(self.driver.client, self.driver.home, patience=240)
+        turn = 0
+        try:
+            while time.monotonic() < self.ends and not self.failed:
+                turn += 1
+                self.lifecycle(co, dice, f"soak-{number}-{turn}")
+                self.done["lifecycles"] += 1
+        except BaseException as error:
+            self.failed.append(error)
+        self.done["repeats"] += co.repeats
+
+    def lifecycle(self, co: Orchestrator, dice: random.Random, name: str) -> None:
+        raw = dice.random() < 0.5
+        kind = capability(block=True) if raw else capability("ext4")
+        volume = co.create(name, (4 if raw else 16) * MIB, kind)
+        data = dice.randbytes(64 << 10)
+        used = co.use(volume, kind, pod=name)
+        used.write(data)
+        self.check(used, data)
+        if raw and dice.random() < 0.5:
+            co.expand(used.id, 8 * MIB, used)
+            assert used.size() == 8 * MIB
+            self.check(used, data)
+        if dice.random() < 0.4:
+            co.unpublish(used)
+            again = co.use(volume, kind, pod=name)
+            self.check(again, data)
+        if dice.random() < 0.4:
+            self.restored(co, name, used, kind, data)
+        co.unuse(used)
+        co.delete(used.id)
+
+    def restored(self, co: Orchestrator, name: str, used: Used, kind: Any, data: bytes) -> None:
+        """A snapshot of the volume in use, and a volume of it, with the same data."""
+        snapshot = co.snapshot(f"{name}-snapshot", used.id)
+        source = pb.VolumeContentSource(snapshot={"snapshot_id": snapshot})
+        size = used.size() if used.capability.HasField("block") else 16 * MIB
+        volume = co.create(f"{name}-restored", size, kind, volume_content_source=source)
+        copy = co.use(volume, kind, pod=f"{name}-restored")
+        self.check(copy, data)
+        co.unuse(copy)
+        co.delete(copy.id)
+        co.delete_snapshot(snapshot)
+        self.done["restores"] += 1
+
+    @staticmethod
+    def check(used: Used, data: bytes) -> None:
+        assert used.read(len(data)) == data, f"volume {used.id} has lost its data"
+
+    def disturb(self) -> None:
+        """Kill the driver, pause it, or kill a program of its, at random."""
+        dice = random.Random(SEED)
+        while time.monotonic() < self.ends and not self.failed:
+            time.sleep(dice.uniform(0.2, 2.5))
+            what = dice.choices(("kill", "pause", "child"), (6, 1, 3))[0]
+            getattr(self, f"_{what}")()
+            self.done[what] += 1
+
+    def _kill(self) -> None:
+        self.driver.kill()
+        self.driver.start()
+
+    def _pause(self) -> None:
+        assert self.driver.process is not None
+        self.driver.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        self.driver.process.send_signal(signal.SIGCONT)
+
+    def _child(self) -> None:
+        assert self.driver.process is not None
+        for pid in self.driver.children():
+            if pid != self.driver.process.pid:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def test_nothing_is_doubled_leaked_or_lost(driver: Driver, capsys: pytest.CaptureFixture[str]) -> None:
+    soak = Soak(driver)
+    callers = [threading.Thread(target=soak.caller, args=(number,)) for number in range(CALLERS)]
+    disturbs = threading.Thread(target=soak.disturb)
+    for one in (*callers, disturbs):
+        one.start()
+    for one in (disturbs, *callers):
+        one.join()
+    with capsys.disabled():
+        told = ", ".join(f"{count:,} {what}" for what, count in sorted(soak.done.items()))
+        print(f"\nsoak of {SECONDS:g} s, seed {SEED}: {told}")
+    if soak.failed:
+        raise soak.failed[0]
+    assert soak.done["lifecycles"]
+    doctor = [
+        str(Path(sys.executable).with_name("volkit")),
+        "doctor",
+        "--backend",
+        "loop",
+        "-o",
+        f"pool={driver.pool}",
+    ]
+    found = subprocess.run(
+        [*doctor, "--state-dir", str(driver.state), "--node-id", "n1", "--min-age", "0", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert json.loads(found.stdout) == [], found.stdout
+    assert found.returncode == 0
+    assert driver.left() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -18,8 +19,10 @@ from volkit.engine import Engine
 from volkit.errors import FailedPrecondition, Unavailable
 from volkit.host import apart, fuse, mounts
 from volkit.interfaces import ConnectsPerPod, MountsByProgram
+from volkit.journal import Delete
 from volkit.mending import Mending
 from volkit.model import Capability, Connection, FileConnection, FuseConnection
+from volkit.recovery import examine
 from volkit.testing.memory import MemoryBackend, MemoryNode, memory_settings
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("bindfs")]
@@ -275,3 +278,49 @@ def test_a_driver_that_could_not_keep_programs_alive_is_refused(
     monkeypatch.setattr(fuse, "supervisor", refuse)
     with pytest.raises(FailedPrecondition, match="die with this container"):
         world.process()
+
+
+def findings(world: World) -> list[tuple[str, str]]:
+    return [(one.sort, one.what) for one in examine(world.engine, min_age=0)]
+
+
+def test_the_doctor_finds_a_program_that_died_and_repairs_it(world: World) -> None:
+    world.publish()
+    Path(world.target, "file").write_text("content")
+    assert not [one for one in findings(world) if "program" in one[1]]
+    world.kill_program()
+    (found,) = [one for one in examine(world.engine, min_age=0) if "has died" in one.what]
+    assert found.sort == "stuck"
+    assert found.repair
+    assert found.repair() == "it is started again"
+    assert Path(world.target, "file").read_text() == "content"
+    world.unpublish()
+
+
+def test_the_doctor_finds_a_program_that_no_record_tells_of(world: World) -> None:
+    world.publish()
+    for entry in world.engine.node_journal.scan(""):
+        world.engine.node_journal.write(Delete(entry.key))
+    if not world.per_pod:
+        mounts.unmount(world.target)
+    (found,) = [one for one in examine(world.engine, min_age=0) if "no record tells of it" in one.what]
+    assert found.sort == "leaked"
+    assert found.repair
+    found.repair()
+    assert not mounts.mounts(under=str(world.base))
+    assert world.directories() == []
+
+
+def test_the_doctor_shows_calls_that_hang_and_forgets_dead_drivers(world: World) -> None:
+    directory = world.base / "state" / "left-behind"
+    directory.mkdir()
+    call = {"operation": "node_stage", "subject": "v", "since": time.time() - 70}
+    (directory / f"{os.getpid()}.json").write_text(json.dumps({"pid": os.getpid(), "calls": [call]}))
+    (directory / "1.json").write_text(json.dumps({"pid": 1, "calls": [call]}))
+    shown = findings(world)
+    assert ("stuck", f"node_stage of v hangs since 70 s in the driver (pid {os.getpid()})") in shown
+    (dead,) = [one for one in examine(world.engine, min_age=0) if "is of a driver that is gone" in one.what]
+    assert dead.repair
+    dead.repair()
+    assert not (directory / "1.json").exists()
+    (directory / f"{os.getpid()}.json").unlink()

@@ -61,6 +61,7 @@ class Engine:
         from volkit.upkeep import Upkeep
 
         self.backend = backend
+        self.state_dir = state_dir.absolute()
         self.node_id = node_id
         self.services = frozenset(services)
         if unknown := self.services - set(SERVICES):

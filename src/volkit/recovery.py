@@ -6,6 +6,7 @@ them, and nobody is waited for.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,11 @@ from attrs import frozen
 from volkit.engine import Engine
 from volkit.errors import Aborted, NotFound, VolkitError
 from volkit.guard import call_backend
-from volkit.host import loop, mounts
+from volkit.host import fuse, loop, mounts
 from volkit.interfaces import Lists
 from volkit.journal import Delete, Entry, Journal, key
 from volkit.journal.records import QUARANTINE, parts
+from volkit.mending import Mending
 from volkit.model import NO_SECRETS
 from volkit.requests import GetVolumeRequest, ListPublishedRequest, ListPublishedResult, ListRequest, Page
 
@@ -215,12 +217,15 @@ def examine(engine: Engine, *, min_age: float = MIN_AGE) -> Iterator[Finding]:
                 yield Finding(
                     sort="stuck", what=what, command="volkit recover", repair=_settling(engine, record)
                 )
+    yield from _left_behind(engine)
     if engine.provisioning is not None:
         yield from _examine_backend(engine)
     if engine.node_state is not None:
         yield from _examine_node(engine)
+        yield from _devices(engine)
         yield from _leaked_devices(engine)
         yield from _orphans(engine)
+        yield from _programs(engine)
 
 
 def _settling(engine: Engine, record: Record) -> Callable[[], str]:
@@ -318,6 +323,97 @@ def _examine_node(engine: Engine) -> Iterator[Finding]:
             if here is not None and one.device == here.device and not known:
                 what = f"volume {volume_id} is mounted at {one.mount_point} too, by somebody else"
                 yield Finding(sort="foreign", what=what, command=f"umount '{one.mount_point}'")
+
+
+def _left_behind(engine: Engine) -> Iterator[Finding]:
+    """Calls that hang in a driver which lives; what a driver that was killed had told of its calls is removed."""
+    for report in sorted((engine.state_dir / "left-behind").glob("*.json")):
+        with suppress(OSError, ValueError, KeyError):
+            told = json.loads(report.read_text())
+            if not _holds_locks(engine, told["pid"]):
+                what = f"{report} is of a driver that is gone (pid {told['pid']})"
+                yield Finding(sort="leaked", what=what, command=f"rm '{report}'", repair=_removing(report))
+                continue
+            for call in told["calls"]:
+                age = max(0.0, time.time() - call["since"])
+                about = f"{call['operation']} of {call['subject']}"
+                what = f"{about} hangs since {age:.0f} s in the driver (pid {told['pid']})"
+                yield Finding(sort="stuck", what=what, command="# see to the storage, or restart the driver")
+
+
+def _holds_locks(engine: Engine, pid: int) -> bool:
+    """Is it a process that has files of this state directory open, and not another one with its number?"""
+    below = f"{engine.state_dir}/"
+    with suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                if os.readlink(link).startswith(below):
+                    return True
+    return False
+
+
+def _removing(file: Path) -> Callable[[], str]:
+    def repair() -> str:
+        file.unlink(missing_ok=True)
+        return "it is removed"
+
+    return repair
+
+
+def _devices(engine: Engine) -> Iterator[Finding]:
+    """Devices of staged volumes that the kernel has given up (sysfs, SCSI and NVMe: `state`)."""
+    for entry in engine.node_journal.scan(key("stage", "")):
+        device = (entry.value.get("connection") or {}).get("device") or ""
+        name = os.path.basename(os.path.realpath(device)) if device else ""
+        for part in ("device/state", "device/device/state"):
+            with suppress(OSError):
+                state = Path("/sys/block", name, part).read_text().strip()
+                if state not in ("running", "live", "configured"):
+                    what = f"volume {parts(entry.key)[1]} is on {device}, whose state is {state}"
+                    yield Finding(
+                        sort="stuck", what=what, command=f"cat /sys/block/{name}/{part}  # see to the storage"
+                    )
+
+
+def _programs(engine: Engine) -> Iterator[Finding]:
+    """FUSE programs that died under a volume, and those that no record tells of."""
+    known = set()
+    for kind in ("stage", "target"):
+        for entry in engine.node_journal.scan(key(kind, "")):
+            directory = (entry.value.get("connection") or {}).get("directory", "")
+            if (entry.value.get("connection") or {}).get("kind") != "fuse":
+                continue
+            known.add(directory)
+            if fuse.has_died(directory):
+                what = (
+                    f"the program that serves volume {parts(entry.key)[1]} at {entry.value['path']} has died"
+                )
+                command = "volkit doctor --repair"
+                yield Finding(sort="stuck", what=what, command=command, repair=_mending(engine))
+    for found in sorted(Path(fuse.run_directory(), engine.backend.name).glob("*")):
+        if str(found) not in known and (target := fuse.target_of(str(found))):
+            what = f"a program serves {target}, and no record tells of it"
+            yield Finding(
+                sort="leaked", what=what, command=f"umount '{target}'", repair=_stopping(target, str(found))
+            )
+
+
+def _mending(engine: Engine) -> Callable[[], str]:
+    def repair() -> str:
+        assert engine.node_state is not None
+        if not Mending(engine.node_state).mend():
+            raise Aborted("it cannot be started again now: see the driver's log")
+        return "it is started again"
+
+    return repair
+
+
+def _stopping(target: str, directory: str) -> Callable[[], str]:
+    def repair() -> str:
+        fuse.stop(target, directory=directory, timeout=fuse.STOP_SECONDS)
+        return "it is unmounted and ended"
+
+    return repair
 
 
 def _leaked_devices(engine: Engine) -> Iterator[Finding]:

@@ -130,6 +130,14 @@ def has_died(directory: str) -> bool:
     return not _KEEPERS[started["supervisor"]]().is_running(directory)
 
 
+def target_of(directory: str) -> str:
+    """Where the program serves that `start` ran with this directory; "" where nothing is known of one."""
+    try:
+        return str(_started(directory)["target"])
+    except NotFound:
+        return ""
+
+
 def is_dead(target: str) -> bool:
     """Whether a mount is at `target` that nobody serves any more (ENOTCONN). One that merely hangs is not dead."""
     if not mounts.is_mount_point(target):

@@ -12,7 +12,9 @@ from volkit.journal.records import QUARANTINE, parts, unquoted
 from volkit.node_ids import MAX_BYTES, decode_node_id, encode_node_id
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-WORD = st.one_of(TEXT, st.text(st.sampled_from("a?&=;%/:+ \u00fc\n\0"), max_size=8), st.text("x", max_size=300))
+WORD = st.one_of(
+    TEXT, st.text(st.sampled_from("a?&=;%/:+ \u00fc\n\0"), max_size=8), st.text("x", max_size=300)
+)
 NAME = WORD.filter(lambda name: "?" not in name)
 FACTS = st.dictionaries(WORD, WORD, max_size=4)
 
@@ -60,7 +62,9 @@ def test_what_is_no_text_is_refused(name: str, facts: dict[str, str]) -> None:
         assert all(map(is_text, [name, *facts, *facts.values()]))
 
 
-@pytest.mark.parametrize("text", ["n?\ud800=1", "\ud800", "n?a=\udcff", "n?a=%ff", "n?a=%00", "n?=", "n?a=1;b=2"])
+@pytest.mark.parametrize(
+    "text", ["n?\ud800=1", "\ud800", "n?a=\udcff", "n?a=%ff", "n?a=%00", "n?=", "n?a=1;b=2"]
+)
 def test_odd_ids_are_names_or_come_back_the_same(text: str) -> None:
     name, facts = decode_node_id(text)
     assert (name, facts) == (text, {}) or encode_node_id(name, facts) == text
@@ -84,4 +88,6 @@ def test_two_things_never_have_one_key(one: list[str], two: list[str]) -> None:
 
 @given(PARTS, PARTS)
 def test_a_prefix_is_that_of_its_own_things_alone(prefix: list[str], other: list[str]) -> None:
-    assert key(*other).startswith(key(*prefix, "")) == (other[: len(prefix)] == prefix and len(other) > len(prefix))
+    assert key(*other).startswith(key(*prefix, "")) == (
+        other[: len(prefix)] == prefix and len(other) > len(prefix)
+    )

@@ -18,7 +18,9 @@ IDS = st.one_of(
 )
 
 
-@given(st.one_of(st.text(max_size=30), IDS.map("after:{}".format)), st.sets(IDS, max_size=8), st.integers(0, 3))
+@given(
+    st.one_of(st.text(max_size=30), IDS.map("after:{}".format)), st.sets(IDS, max_size=8), st.integers(0, 3)
+)
 def test_any_token_goes_on_right_behind_it_or_is_aborted(token: str, ids: set[str], limit: int) -> None:
     request = ListRequest(limit=limit, token=token)
     try:
@@ -81,10 +83,12 @@ class Walks(RuleBasedStateMachine):
             for _, stayed, _ in self.open:
                 stayed.discard(one)
 
-    @rule(target=walks, walk=consumes(walks), limit=st.integers(0, 4), streamed=st.booleans(), gone=st.sets(IDS))
+    @rule(
+        target=walks, walk=consumes(walks), limit=st.integers(0, 4), streamed=st.booleans(), gone=st.sets(IDS)
+    )
     def go_on(self, walk: tuple[str, int], limit: int, streamed: bool, gone: set[str]) -> object:
         token, number = walk
-        seen, stayed, ever = self.open[number]
+        seen, stayed, _ = self.open[number]
         request = ListRequest(limit=limit, token=token)
         if streamed:
             after = request.after

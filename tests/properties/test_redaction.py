@@ -37,7 +37,7 @@ from volkit.requests import (
 PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0\nBAQEFAASCBKcwggSjAgEAAo\n-----END PRIVATE KEY-----\n"
 ACCOUNT = json.dumps({"type": "service_account", "private_key": PEM, "n": "\u00fc"}, indent=2)
 NASTY = [
-    *("hunter2", "p@ss w0rd/+&=?#", "it's \"quoted\"", "back\\slash\\n", "a%41b%2Fc", "&amp;lt;", "\u00fcml\u00e4ut\u2028x"),
+    *("hunter2", "p@ss w0rd/+&=?#", "it's \"quoted\"", "back\\slash\\n", "a%41b%2Fc", "&amp;lt;", "\u00fcml\u00e4u\u2028x"),
     *("\U0001f600\U0001f511", "tab\tand\nline", "  blanks  ", PEM, ACCOUNT, "ab", "7", '"', "C:\\new\\table", "|", "+"),
 ]  # fmt: skip
 
@@ -72,7 +72,18 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "base64 for URLs": lambda secret: base64.urlsafe_b64encode(secret.encode()).decode(),
     "hexadecimal": lambda secret: secret.encode().hex(),
 }
-ALWAYS = ("as it is", "repr", "ascii", "repr of bytes", "JSON", "path of a URL", "URL", "query", "form", "HTML")
+ALWAYS = (
+    "as it is",
+    "repr",
+    "ascii",
+    "repr of bytes",
+    "JSON",
+    "path of a URL",
+    "URL",
+    "query",
+    "form",
+    "HTML",
+)
 """Spellings of every secret. The others are those of a secret with at least four letters or digits: fewer they share
 with ordinary words."""
 
@@ -130,7 +141,9 @@ def test_a_line_of_a_secret_is_hidden_by_itself(secret: str, data: st.DataObject
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=4), st.text("abc .", max_size=30))
-def test_nothing_is_left_of_secrets_that_overlap_and_nothing_else_is_taken(secrets: list[str], text: str) -> None:
+def test_nothing_is_left_of_secrets_that_overlap_and_nothing_else_is_taken(
+    secrets: list[str], text: str
+) -> None:
     """Compared with a mark on each letter of each occurrence."""
     hidden = [False] * len(text)
     for secret in secrets:
@@ -299,7 +312,11 @@ def test_a_line_of_source_with_a_secret_in_it_is_hidden(caplog: pytest.LogCaptur
 VALUE = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=12)
 
 
-@given(VALUE, st.sampled_from(["password", "pass", "accessKey", "token", "credentials", "auth_key"]), st.booleans())
+@given(
+    VALUE,
+    st.sampled_from(["password", "pass", "accessKey", "token", "credentials", "auth_key"]),
+    st.booleans(),
+)
 def test_values_of_mount_flags_are_secrets_however_short(value: str, key: str, joined: bool) -> None:
     words = ("ro", f"{key}={value}", "noatime", "vers=3")
     capability = Capability(mount_flags=(",".join(words),) if joined else words)
@@ -308,7 +325,9 @@ def test_values_of_mount_flags_are_secrets_however_short(value: str, key: str, j
         NodeStageRequest(staging_target_path="/s", **common),
         NodePublishRequest(target_path="/t", **common),
         ConnectRequest(node_id="n", **common),
-        DisconnectRequest(volume_id="v", node_id="n", connection=FileConnection(options=capability.mount_flags)),
+        DisconnectRequest(
+            volume_id="v", node_id="n", connection=FileConnection(options=capability.mount_flags)
+        ),
     ):
         assert value in secrets_of(request)
         assert not {"ro", "noatime", "", "3"} & set(secrets_of(request)) - {value}
@@ -330,10 +349,14 @@ class Driver:
         self.settings = settings
 
     def fail(self, request: Any) -> None:
-        raise NotFound(f"None True: {', '.join(self.settings.keys)}, {self.settings.pin}, {self.settings.token}")
+        raise NotFound(
+            f"None True: {', '.join(self.settings.keys)}, {self.settings.pin}, {self.settings.token}"
+        )
 
 
-@given(st.lists(VALUE.map("K{}y".format), max_size=3), st.integers(100_000), st.none() | VALUE.map("T{}k".format))
+@given(
+    st.lists(VALUE.map("K{}y".format), max_size=3), st.integers(100_000), st.none() | VALUE.map("T{}k".format)
+)
 def test_declared_secrets_of_every_type_are_secrets(keys: list[str], pin: int, token: str | None) -> None:
     driver = Driver(Options(keys=tuple(keys), pin=pin, token=token))
     with pytest.raises(NotFound) as caught:
@@ -358,7 +381,7 @@ def a_log(form: str) -> tuple[logging.Logger, io.StringIO, logging.Handler]:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(launch._JsonLines() if form == "json" else launch._Lines())
-    log = logging.Logger("acme")  # its own: nothing else is listening
+    log = logging.Logger("acme")  # noqa: LOG001 (nobody else is listening)
     log.addHandler(handler)
     return log, stream, handler
 
@@ -375,9 +398,11 @@ def test_no_log_tells_a_secret(
     def method(request: Any) -> None:
         log.warning("login with %s", secret)
         log.warning("login with %r", {"password": secret})
-        log.warning("two %s and %s", secret)  # a mistake: one argument is missing
+        log.warning("two %s and %s", secret)  # noqa: PLE1206 (a vendor's mistake)
         log.warning("none %d", secret if not secret.isdigit() else "x" + secret)
-        log.warning("extra", extra={"password": secret, "nested": {"p": [secret]}, "json": json.dumps(secret)})
+        log.warning(
+            "extra", extra={"password": secret, "nested": {"p": [secret]}, "json": json.dumps(secret)}
+        )
         log.warning("number", extra={"pin": 424242})
         try:
             raise ValueError(secret)

@@ -25,17 +25,23 @@ from volkit.model import (
 from volkit.options import format_size, parse_size
 
 # CSI spec, CreateVolumeRequest.name: the characters that a name must not have
-FORBIDDEN = {*range(0x00, 0x09), 0x0B, 0x0C, *range(0x0E, 0x20), *range(0x7F, 0xA0)}
+FORBIDDEN = {*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), *range(0x7F, 0xA0)}
 SECRET = "correct-horse"
 
 ANYTHING = st.one_of(
     st.text(max_size=300),
     st.text(st.characters(categories=["Cc", "Cs", "Zl", "Zs"]), max_size=10),
     st.text(st.sampled_from("/.a\u00fc\n\0"), max_size=20),
-    st.builds(lambda text, times: text * times, st.text(min_size=1, max_size=5), st.sampled_from([60, 1000, 20_000])),
+    st.builds(
+        lambda text, times: text * times, st.text(min_size=1, max_size=5), st.sampled_from([60, 1000, 20_000])
+    ),
 )
 NO_TEXT = st.one_of(
-    st.none(), st.binary(max_size=20), st.binary(max_size=5).map(bytearray), st.integers(), st.lists(st.text(), max_size=2)
+    st.none(),
+    st.binary(max_size=20),
+    st.binary(max_size=5).map(bytearray),
+    st.integers(),
+    st.lists(st.text(), max_size=2),
 )
 FIELD = st.sampled_from(["name", "volume_id", "snapshot_id", "source_volume_id", "node_id"])
 
@@ -65,7 +71,10 @@ def refusal(check: Any, *arguments: Any) -> str:
 
 @given(ANYTHING, FIELD)
 def test_a_name_is_taken_by_the_rule_of_the_specification(text: str, field: str) -> None:
-    for check, limit in ((validate.check_name, validate.MAX_NAME_BYTES), (validate.check_id, validate.MAX_ID_BYTES)):
+    for check, limit in (
+        (validate.check_name, validate.MAX_NAME_BYTES),
+        (validate.check_id, validate.MAX_ID_BYTES),
+    ):
         good = is_text(text) and 1 <= len(text.encode()) <= limit
         message = refusal(check, text, field)
         assert (not message) == good
@@ -112,7 +121,9 @@ def test_whatever_an_error_quotes_is_short_and_on_one_line(value: Any) -> None:
 # -- capabilities --------------------------------------------------------------------------------------------
 
 FLAG = st.one_of(
-    st.sampled_from(["ro", "noatime", "", f"password={SECRET}\0", f"password={SECRET}\x1b", f"password={SECRET}" * 400]),
+    st.sampled_from(
+        ["ro", "noatime", "", f"password={SECRET}\0", f"password={SECRET}\x1b", f"password={SECRET}" * 400]
+    ),
     st.text(max_size=10),
 )
 capabilities = st.builds(
@@ -133,12 +144,16 @@ def test_capabilities_are_possible_or_refused_without_showing_a_flag(
     wanted: tuple[Capability, ...], kind: type[Volume], modes: frozenset[AccessMode]
 ) -> None:
     def possible(one: Capability) -> bool:
-        flags = all(flag and len(flag) <= 4096 and not FORBIDDEN & set(map(ord, flag)) for flag in one.mount_flags)
+        flags = all(
+            flag and len(flag) <= 4096 and not FORBIDDEN & set(map(ord, flag)) for flag in one.mount_flags
+        )
         if not flags or one.access_mode not in modes or (one.block and kind is not BlockVolume):
             return False
         if one.block or kind is not BlockVolume:
             return True
-        shared = one.access_mode.value.startswith("multi-node") and not one.access_mode.value.endswith("reader-only")
+        shared = one.access_mode.value.startswith("multi-node") and not one.access_mode.value.endswith(
+            "reader-only"
+        )
         return one.fs_type in ("", "ext4", "xfs") and not shared
 
     def check() -> None:
@@ -154,7 +169,7 @@ def test_capabilities_are_possible_or_refused_without_showing_a_flag(
 @given(st.one_of(st.none(), st.integers(), st.binary(min_size=1, max_size=9)))
 def test_a_flag_that_is_no_text_is_refused(flag: Any) -> None:
     capability = Capability(mount_flags=(flag,))
-    with pytest.raises(InvalidArgument, match="^mount_flags"):
+    with pytest.raises(InvalidArgument, match=r"^mount_flags"):
         validate.check_capability(capability, FileVolume, modes=frozenset(AccessMode), fs_types=())
 
 
@@ -199,7 +214,9 @@ def test_the_size_is_the_smallest_that_will_do(required: int, limit: int, words:
     limit = max(limit, required) if limit else 0
     low, high = max(required, words["minimum"]), min(limit or words["maximum"], words["maximum"])
     step = words["granularity"]
-    near = {bound // step * step + more * step for bound in (low, high, words["default"]) for more in (-1, 0, 1)}
+    near = {
+        bound // step * step + more * step for bound in (low, high, words["default"]) for more in (-1, 0, 1)
+    }
     possible = sorted(size for size in near if low <= size <= high)
     chosen = choose(required, limit, words)
     if chosen is None:

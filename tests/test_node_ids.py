@@ -3,31 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from volkit.errors import FailedPrecondition, InvalidArgument
 from volkit.node_ids import MAX_BYTES, decode_node_id, encode_node_id
-
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-FACTS = st.dictionaries(TEXT, TEXT, max_size=3)
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="?"), max_size=20), FACTS)
-def test_what_is_encoded_is_decoded(name: str, facts: dict[str, str]) -> None:
-    try:
-        text = encode_node_id(name, facts)
-    except FailedPrecondition:
-        assert len(name.encode()) + sum(len(f"{k}{v}".encode()) for k, v in facts.items()) > MAX_BYTES / 4
-        return
-    assert len(text.encode()) <= MAX_BYTES
-    assert decode_node_id(text) == (name, facts)
-
-
-@given(TEXT)
-def test_any_other_text_is_a_name(text: str) -> None:
-    name, facts = decode_node_id(text)
-    assert (encode_node_id(name, facts) if facts else name) == text
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class Walks(RuleBasedStateMachine):
     )
     def go_on(self, walk: tuple[str, int], limit: int, streamed: bool, gone: set[str]) -> object:
         token, number = walk
-        seen, stayed, ever = self.open[number]
+        seen, stayed, _ = self.open[number]
         request = ListRequest(limit=limit, token=token)
         if streamed:
             after = request.after

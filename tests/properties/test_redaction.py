@@ -37,7 +37,7 @@ from volkit.requests import (
 PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0\nBAQEFAASCBKcwggSjAgEAAo\n-----END PRIVATE KEY-----\n"
 ACCOUNT = json.dumps({"type": "service_account", "private_key": PEM, "n": "\u00fc"}, indent=2)
 NASTY = [
-    *("hunter2", "p@ss w0rd/+&=?#", "it's \"quoted\"", "back\\slash\\n", "a%41b%2Fc", "&amp;lt;", "\u00fcml\u00e4ut\u2028x"),
+    *("hunter2", "p@ss w0rd/+&=?#", "it's \"quoted\"", "back\\slash\\n", "a%41b%2Fc", "&amp;lt;", "\u00fcml\u00e4u\u2028x"),
     *("\U0001f600\U0001f511", "tab\tand\nline", "  blanks  ", PEM, ACCOUNT, "ab", "7", '"', "C:\\new\\table", "|", "+"),
 ]  # fmt: skip
 
@@ -381,7 +381,7 @@ def a_log(form: str) -> tuple[logging.Logger, io.StringIO, logging.Handler]:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(launch._JsonLines() if form == "json" else launch._Lines())
-    log = logging.Logger("acme")  # its own: nothing else is listening
+    log = logging.Logger("acme")  # noqa: LOG001 (nobody else is listening)
     log.addHandler(handler)
     return log, stream, handler
 
@@ -398,7 +398,7 @@ def test_no_log_tells_a_secret(
     def method(request: Any) -> None:
         log.warning("login with %s", secret)
         log.warning("login with %r", {"password": secret})
-        log.warning("two %s and %s", secret)  # a mistake: one argument is missing
+        log.warning("two %s and %s", secret)  # noqa: PLE1206 (a vendor's mistake)
         log.warning("none %d", secret if not secret.isdigit() else "x" + secret)
         log.warning(
             "extra", extra={"password": secret, "nested": {"p": [secret]}, "json": json.dumps(secret)}

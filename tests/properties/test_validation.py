@@ -169,7 +169,7 @@ def test_capabilities_are_possible_or_refused_without_showing_a_flag(
 @given(st.one_of(st.none(), st.integers(), st.binary(min_size=1, max_size=9)))
 def test_a_flag_that_is_no_text_is_refused(flag: Any) -> None:
     capability = Capability(mount_flags=(flag,))
-    with pytest.raises(InvalidArgument, match="^mount_flags"):
+    with pytest.raises(InvalidArgument, match=r"^mount_flags"):
         validate.check_capability(capability, FileVolume, modes=frozenset(AccessMode), fs_types=())
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from volkit import requests as r
+from volkit.doctor import examine
 from volkit.engine import Engine
 from volkit.errors import FailedPrecondition, Unavailable
 from volkit.host import apart, fuse, mounts
@@ -22,7 +23,6 @@ from volkit.interfaces import ConnectsPerPod, MountsByProgram
 from volkit.journal import Delete
 from volkit.mending import Mending
 from volkit.model import Capability, Connection, FileConnection, FuseConnection
-from volkit.recovery import examine
 from volkit.testing.memory import MemoryBackend, MemoryNode, memory_settings
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("bindfs")]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from volkit import requests as r
+from volkit.doctor import examine
 from volkit.engine import Engine
 from volkit.errors import Aborted, InUse, Unavailable
 from volkit.host import loop, mounts
@@ -23,7 +24,7 @@ from volkit.journal.memory import MemoryJournal
 from volkit.locks import Locks
 from volkit.making import Making
 from volkit.model import NO_SECRETS, Capability, CapacityRange, Volume
-from volkit.recovery import examine, records, recover, settle
+from volkit.recovery import records, recover, settle
 from volkit.registry import load_backend
 from volkit.testing.memory import MemoryBackend, memory_settings
 

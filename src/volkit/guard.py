@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import attrs
 
@@ -84,12 +84,12 @@ def call_backend(
     name = getattr(method, "__qualname__", type(method).__name__)
     hidden = tuple(filter(None, (*secrets, *_known.get(), *_secrets_around(method, request))))
     known = _known.set((*_known.get(), *hidden))
+    result: Any = None
+    failure: VolkitError | None = None
     try:
         result = method(request)
     except Exception as error:
         failure = _harmless(error, name, hidden)
-    else:
-        failure = None
     finally:
         _known.reset(known)
     if failure is not None:
@@ -99,7 +99,7 @@ def call_backend(
         raise Unavailable(
             f"{name} returned a {type(result).__name__}: a fault of the backend, see the driver's log"
         )
-    return result
+    return cast("T", result)
 
 
 def _harmless(error: Exception, name: str, secrets: tuple[str, ...]) -> VolkitError:
@@ -115,7 +115,9 @@ def _harmless(error: Exception, name: str, secrets: tuple[str, ...]) -> VolkitEr
         told = "\n".join((_trace(error), *_hidden_parts(error))) if secrets else ""
         if redact(told, *secrets) == told:  # nothing in its text, a note, or an error behind it
             return error
-    plain = next(base for base in type(error).__mro__ if base.__module__ == VolkitError.__module__)
+    plain: type[VolkitError] = next(
+        base for base in type(error).__mro__ if base.__module__ == VolkitError.__module__
+    )
     return plain(redact(text, *secrets))
 
 
@@ -137,9 +139,9 @@ def _hidden_parts(error: BaseException) -> Iterator[str]:
         left += (one.__cause__, one.__context__)
         if isinstance(one, BaseExceptionGroup):
             left += one.exceptions
-        for tell in (lambda one=one: repr(one.args), lambda one=one: str(one)):
+        for tell, value in ((repr, one.args), (str, one)):
             with suppress(Exception):  # of an error, or an argument, that cannot say what it is
-                yield tell()
+                yield tell(value)
         yield from map(str, getattr(one, "__notes__", ()))
 
 

@@ -340,7 +340,7 @@ def read_settings(backend: type[Backend[Any, Any]], given: Iterable[tuple[str, s
         chosen.setdefault(name, (source, text))
     values = {name: _value(name, text) for name, (_, text) in chosen.items()}
     hide(*(text for name, text in values.items() if name in spelled and spelled[name].secret))
-    settings = options.read(backend.settings, values, what="option")
+    settings: Any = options.read(backend.settings, values, what="option")
     hide(*declared_secrets(settings))
     return settings
 

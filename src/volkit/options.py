@@ -57,7 +57,8 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise InvalidArgument(
-            f"{quoted(text)} is not a size: write bytes, or a number with Ki, Mi, Gi, Ti (binary) or k, M, G, T (decimal)"
+            f"{quoted(text)} is not a size: write bytes, or a number with Ki, Mi, Gi, Ti (binary) "
+            "or k, M, G, T (decimal)"
         )
     whole, fraction, unit = match.groups()
     factor = _UNITS[unit] if unit else 1

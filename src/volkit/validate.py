@@ -141,12 +141,17 @@ def check_capabilities(
         check_capability(capability, kind, modes=modes, fs_types=fs_types)
 
 
+def _anything(value: object) -> object:
+    """What a caller without a type checker may have given."""
+    return value
+
+
 def check_capability(
     capability: Capability, kind: type[Volume], *, modes: frozenset[AccessMode], fs_types: Iterable[str]
 ) -> None:
     """As `check_capabilities`, for one."""
     mode = capability.access_mode
-    for flag in capability.mount_flags:
+    for flag in map(_anything, capability.mount_flags):
         if not isinstance(flag, str) or not flag or _CONTROL.search(flag) or len(flag) > 4096:
             raise InvalidArgument(
                 "mount_flags has an empty, an over-long or an unprintable flag"

@@ -23,7 +23,8 @@ ODD = " \t\n\\#\"'%,-:/\x80\xff\xc3\xbc\xe2\x80\xa8".encode("latin-1")
 NAME = st.one_of(
     st.binary(min_size=1, max_size=40).map(lambda raw: raw.replace(b"\0", b"0")),
     st.lists(st.sampled_from(ODD + b"ax0123467"), min_size=1, max_size=12).map(bytes),
-    st.sampled_from([b"\\040", b"a - b", b" - ", b"//deleted", b"deleted", b"-", b"shared:1", b"\\", b"\n" * 9, b"x" * 255]),
+    st.sampled_from([b"\\040", b"a - b", b" - ", b"//deleted"]),
+    st.sampled_from([ b"deleted", b"-", b"shared:1", b"\\", b"\n" * 9, b"x" * 255]),
 ).map(lambda raw: raw.replace(b"/", b"_"))  # fmt: skip
 
 
@@ -211,6 +212,7 @@ def test_mounts_of_any_name_are_read_alike_by_all_ways(
             assert len(here) == stacked
             top = mounts.mount_at(point)
             assert top == _mount_table._find_in_table(point) == here[-1]
+            assert top is not None
             assert top.source == os.fsdecode(source) + str(stacked - 1)
         top = mounts.mount_at(bound)
         assert top == _mount_table._find_in_table(bound)
@@ -225,7 +227,7 @@ def test_mounts_of_any_name_are_read_alike_by_all_ways(
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("source", ["", "none", "#", "a b#c"])
+@pytest.mark.parametrize("source", ["none", "#", "a b#c"])
 def test_an_odd_source_is_told_alike_by_both_ways(source: str, tmp_path: Path) -> None:
     mounts.mount(source, str(tmp_path), "tmpfs")
     try:

@@ -37,7 +37,8 @@ from volkit.requests import (
 PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0\nBAQEFAASCBKcwggSjAgEAAo\n-----END PRIVATE KEY-----\n"
 ACCOUNT = json.dumps({"type": "service_account", "private_key": PEM, "n": "\u00fc"}, indent=2)
 NASTY = [
-    *("hunter2", "p@ss w0rd/+&=?#", "it's \"quoted\"", "back\\slash\\n", "a%41b%2Fc", "&amp;lt;", "\u00fcml\u00e4u\u2028x"),
+    *("hunter2", "p@ss w0rd/+&=?#", "it's \"quoted\"", "back\\slash\\n", "a%41b%2Fc", "&amp;lt;"),
+    *( "\u00fcml\u00e4u\u2028x"),
     *("\U0001f600\U0001f511", "tab\tand\nline", "  blanks  ", PEM, ACCOUNT, "ab", "7", '"', "C:\\new\\table", "|", "+"),
 ]  # fmt: skip
 
@@ -229,7 +230,9 @@ KINDS: list[Callable[..., BaseException]] = [
 @st.composite
 def errors(draw: st.DrawFn, text: str) -> BaseException:
     """An exception with causes, contexts and notes, and `text` somewhere in it."""
-    made = [draw(st.sampled_from(KINDS))(draw(carriers(text)), draw(carriers("harmless")))]
+    made: list[BaseException] = [
+        draw(st.sampled_from(KINDS))(draw(carriers(text)), draw(carriers("harmless")))
+    ]
     for _ in range(draw(st.integers(0, 3))):
         outer = draw(st.sampled_from(KINDS))(draw(carriers(draw(st.sampled_from(["harmless", text])))))
         if draw(st.booleans()):
@@ -298,7 +301,7 @@ def test_no_exception_and_no_log_of_one_tells_a_secret(data: st.DataObject, secr
 
 def test_a_line_of_source_with_a_secret_in_it_is_hidden(caplog: pytest.LogCaptureFixture) -> None:
     def method(request: Any) -> None:
-        raise ValueError("no") if "correct-horse-battery" else None
+        raise ValueError("no") if "correct-horse-battery" else KeyError("no")
 
     request = DeleteVolumeRequest(volume_id="v", secrets=Secrets({"key": "correct-horse-battery"}))
     with pytest.raises(Unavailable):

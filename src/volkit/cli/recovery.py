@@ -96,7 +96,7 @@ def _recover(engine: Engine, args: argparse.Namespace) -> int:
 
 
 def _doctor(engine: Engine, args: argparse.Namespace) -> int:
-    from volkit.recovery import examine
+    from volkit.doctor import examine
 
     rows: list[dict[str, Any]] = []
     for one in list(examine(engine, min_age=args.min_age)):

@@ -324,7 +324,7 @@ def without(message: Any, path: str) -> Any:
     made = type(message)()
     made.CopyFrom(message)
     *way, last = path.split(".")
-    at = made
+    at: Any = made
     for name in way:
         at = getattr(at, name)
         at = at[0] if hasattr(at, "__len__") and not isinstance(at, str) else at

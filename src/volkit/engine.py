@@ -23,6 +23,7 @@ from volkit.interfaces import Controller, FindsByName, Mixin, Node, TakesIds, Ta
 from volkit.journal import Journal, SharedJournal, open_journal
 from volkit.lanes import Lanes
 from volkit.locks import Locks
+from volkit.model import Volume
 from volkit.operations import OPERATIONS, Operation
 from volkit.requests import Call
 
@@ -142,6 +143,15 @@ class Engine:
             patience=call.patience(),
             undoes=operation in _UNDOING,
         )
+
+    def find(self, name: str, call: Call = Call()) -> Volume | None:
+        """The volume of this name, for a platform that knows volumes by name; None where it is proven that there is
+        none. Raises Unsupported without a controller, and what a look at the storage raises.
+        """
+        if self.provisioning is None:
+            raise Unsupported("to find a volume by its name takes the controller service")
+        work = functools.partial(self.provisioning.find_volume, name, call)
+        return self.lanes.run("find", name, work, until=call.deadline, patience=call.patience())
 
     def watch(self) -> None:
         """For a daemon: start again from now on what dies of the programs that serve this node's volumes."""

@@ -235,6 +235,23 @@ class Provisioning:
         (entry,) = self._entries((volume,))
         return entry
 
+    def find_volume(self, name: str, call: requests.Call) -> Volume | None:
+        """What was made under this name, by whomever; None where the storage proves that there is nothing."""
+        validate.check_name(name)
+        with self.volumes.lock_name(name, call.patience()):
+            found = self.volumes.find(name, model.NO_SECRETS)
+        return _allow_first_format(found.thing) if found else None
+
+    def name_of(self, volume_id: str) -> str:
+        """The name that a volume was made under, or "" where that is not recorded."""
+        entry = self._journal.get(key("volume", volume_id))
+        return str(entry.value.get("name") or "") if entry else ""
+
+    def names(self) -> list[tuple[str, str]]:
+        """Every recorded name with the id that it stands for."""
+        entries = self._journal.scan(key("volume-name", ""))
+        return [(parts(entry.key)[1], str(entry.value["id"])) for entry in entries if entry.value.get("id")]
+
     def list_volumes(
         self, request: requests.ListRequest, call: requests.Call
     ) -> requests.Page[requests.VolumeEntry]:

@@ -54,7 +54,7 @@ def described(entry: Entry) -> Record:
         state=state,
         age=max(0.0, time.time() - since) if isinstance(since, int | float) and since else None,
         key=entry.key,
-        unfinished=state not in ("made", "attached", "staged", "published"),
+        unfinished=state not in ("made", "attached", "staged", "published", "in use"),
     )
 
 
@@ -78,6 +78,8 @@ def _state(kind: str, entry: Entry) -> str:
             return "published" if mounts.is_mount_point(value["path"]) else "publishing"
         case "quarantine":
             return f"cannot be read: {value.get('why')}"
+        case "use" | "node-of" | "asked":
+            return "in use"
     return "of no known kind"
 
 

@@ -1,0 +1,178 @@
+"""`volkit-docker`: reads its flags, and serves a backend until SIGTERM."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import volkit
+from volkit import Backend, InvalidArgument, NotFound, VolkitError
+from volkit.launch import Parser
+
+PLUGINS = "/run/docker/plugins"
+
+
+def plugin(
+    *, backend: str | type[Backend[Any, Any]], name: str = "", prog: str = "volkit-docker"
+) -> Callable[[], int]:
+    """A console script for one backend; no code is copied."""
+
+    def main() -> int:
+        return run(backend=backend, name=name, prog=prog)
+
+    return main
+
+
+def main() -> int:
+    """The console script `volkit-docker`."""
+    return run()
+
+
+def run(
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    backend: str | type[Backend[Any, Any]] = "",
+    name: str = "",
+    prog: str = "volkit-docker",
+) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 could not serve, 2 bad arguments."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["bundle"]:
+        from volkit_docker.bundle import main as bundle
+
+        return bundle(words[1:])
+    fixed: type[Backend[Any, Any]] | None = None
+    if backend:
+        fixed = volkit.load_backend(backend) if isinstance(backend, str) else backend
+    args = make_parser(prog, fixed, name).parse(words, environ)
+    volkit.launch.configure_logging(args.log_level, args.log_format)
+    try:
+        left = _serve(args, fixed, name)
+    except VolkitError as error:
+        print(f"{prog}: {error.message}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidArgument | NotFound) else 1
+    if left:
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
+
+
+def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name: str = "") -> Parser:
+    """The flags of the plugin."""
+    parser = Parser(prog=prog, description="Serves a volkit backend as a volume plugin of Docker and Podman.")
+    volkit.launch.add_arguments(parser, backend)
+    parser.add_argument("--name", default=name, help="what the plugin is called (default: volkit-BACKEND)")
+    parser.add_argument(
+        "--socket", default="", metavar="PATH", help=f"where to listen (default: {PLUGINS}/NAME.sock)"
+    )
+    parser.add_argument(
+        "--socket-mode", type=_mode, default=0o600, metavar="MODE", help="octal (default: 0600)"
+    )
+    parser.add_argument("--tcp", default="", metavar="HOST:PORT", help="listen there instead of on a socket")
+    parser.add_argument("--tls-cert", default="", metavar="FILE", help="the server's certificate, for --tcp")
+    parser.add_argument("--tls-key", default="", metavar="FILE", help="its key")
+    parser.add_argument("--tls-ca", default="", metavar="FILE", help="who signs the clients' certificates")
+    parser.add_argument(
+        "--spec-dir", default="", metavar="DIR", help="announce the plugin there (/etc/docker/plugins)"
+    )
+    parser.add_argument(
+        "--mount-root",
+        default="",
+        metavar="DIR",
+        help="where volumes are mounted (default: in the state directory)",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {volkit.__version__}")
+    return parser
+
+
+def _serve(args: Namespace, backend: type[Backend[Any, Any]] | None, name: str) -> int:
+    from volkit_docker.server import App, Server, tls_context
+    from volkit_docker.service import Service
+
+    address, secure = _address(args)
+    engine = volkit.launch.open_engine(args, backend)
+    called = args.name or name or f"volkit-{engine.backend.name}"
+    try:
+        root = Path(args.mount_root or engine.state_dir / "mounts")
+        service = Service(engine, root)
+        tls = tls_context(args.tls_cert, args.tls_key, args.tls_ca) if secure else None
+        server = Server(App(service), address or f"{PLUGINS}/{called}.sock", mode=args.socket_mode, tls=tls)
+        server.start()
+        spec = _announce(args, called, server.address, secure=secure)
+        engine.watch()
+        service.uses.watch()
+        try:
+            server.serve()
+        finally:
+            service.uses.close()
+            if spec:
+                spec.unlink(missing_ok=True)
+    finally:
+        left = engine.close(1.0)
+    return left
+
+
+def _address(args: Namespace) -> tuple[str | tuple[str, int], bool]:
+    """Where to listen, and whether by TLS. Raises InvalidArgument: a plugin is root for whoever reaches it."""
+    files = (args.tls_cert, args.tls_key, args.tls_ca)
+    if not args.tcp:
+        if any(files):
+            raise InvalidArgument("--tls-… is for --tcp: a unix socket has its permissions")
+        return args.socket, False
+    host, _, port = args.tcp.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 65536 or not host:
+        raise InvalidArgument(f"--tcp {args.tcp!r} is not HOST:PORT")
+    if all(files):
+        return (host.strip("[]"), int(port)), True
+    if any(files):
+        raise InvalidArgument("--tls-cert, --tls-key and --tls-ca go together")
+    loopback = host == "localhost"
+    with suppress(ValueError):
+        loopback = loopback or ipaddress.ip_address(host.strip("[]")).is_loopback
+    if not loopback:
+        raise InvalidArgument(
+            f"--tcp {args.tcp} would give root to whoever reaches it: give --tls-cert, --tls-key and --tls-ca"
+        )
+    return (host.strip("[]"), int(port)), False
+
+
+def _announce(args: Namespace, name: str, address: str | tuple[str, int], *, secure: bool) -> Path | None:
+    """Write the file by which Docker finds a plugin that is not in its directory of sockets."""
+    if not args.spec_dir:
+        return None
+    directory = Path(args.spec_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    if secure:
+        assert not isinstance(address, str)
+        path = directory / f"{name}.json"
+        tls = {"InsecureSkipVerify": False, "CAFile": args.tls_ca}
+        spec = json.dumps({"Name": name, "Addr": f"https://{address[0]}:{address[1]}", "TLSConfig": tls})
+    else:
+        path = directory / f"{name}.spec"
+        spec = f"unix://{address}" if isinstance(address, str) else f"tcp://{address[0]}:{address[1]}"
+    draft = path.with_suffix(".new")
+    draft.write_text(spec + "\n")
+    draft.rename(path)
+    return path
+
+
+def _mode(text: str) -> int:
+    try:
+        mode = int(text.removeprefix("0o"), 8)
+    except ValueError:
+        mode = 0
+    if not 0 < mode <= 0o777:
+        raise ArgumentTypeError(f"{text!r} is not a mode: write octal permissions such as 0600")
+    return mode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

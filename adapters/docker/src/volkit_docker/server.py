@@ -1,0 +1,206 @@
+"""HTTP on a unix socket (or TLS on TCP): bytes in, bytes out. The server is cheroot's (docs/docker.md says why)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from cheroot import wsgi
+from cheroot.ssl.builtin import BuiltinSSLAdapter
+
+from volkit import FailedPrecondition, InvalidArgument, NotFound, VolkitError
+from volkit_docker.service import Answer, Service
+
+MAX_BODY: Final = 1 << 20
+THREADS: Final = 32
+_TYPE: Final = "application/vnd.docker.plugins.v1.1+json"
+_EMPTY_BODY: Final = frozenset({"/Plugin.Activate", "/VolumeDriver.Capabilities", "/VolumeDriver.List"})
+_STATUS: Final = {
+    200: "200 OK",
+    400: "400 Bad Request",
+    404: "404 Not Found",
+    405: "405 Method Not Allowed",
+    411: "411 Length Required",
+    413: "413 Content Too Large",
+    500: "500 Internal Server Error",
+}
+
+_log = logging.getLogger("volkit.docker")
+
+Start = Callable[[str, list[tuple[str, str]]], Any]
+
+
+class Refused(Exception):
+    """A request that is answered with `status` and a text, before anything is touched."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+class App:
+    """The WSGI application: any error becomes `{"Err": …}` with a status that Docker and Podman both understand.
+
+    Docker takes an Err also with 200, Podman only without it: errors are 500, and 4xx where the request is bad.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def __call__(self, environ: Mapping[str, Any], start: Start) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        try:
+            status, answer = 200, self._answer(path, environ)
+        except Refused as error:
+            status, answer = error.status, {"Err": error.text}
+        except InvalidArgument as error:
+            status, answer = 400, {"Err": error.message}
+        except VolkitError as error:
+            level = logging.INFO if isinstance(error, NotFound) else logging.WARNING
+            _log.log(level, "%s: %s: %s", path, type(error).__name__, error.message)
+            status, answer = 500, {"Err": error.message}
+        except Exception as error:  # what it says may be secret
+            _log.error("%s failed unexpectedly (%s)", path, type(error).__name__, exc_info=True)
+            status, answer = 500, {"Err": f"{path} failed unexpectedly: see the plugin's log"}
+        data = json.dumps(answer).encode()
+        start(_STATUS[status], [("Content-Type", _TYPE), ("Content-Length", str(len(data)))])
+        return [data]
+
+    def _answer(self, path: str, environ: Mapping[str, Any]) -> Answer:
+        call = self._service.calls.get(path)
+        if call is None:
+            raise Refused(404, f"there is no {path[:100]!r}")
+        if environ["REQUEST_METHOD"] != "POST":
+            raise Refused(405, f"{environ['REQUEST_METHOD']} is not how a plugin is called: use POST")
+        body = _body(environ)
+        if not body.strip():
+            if path not in _EMPTY_BODY:  # a call that Docker retried after its connection was lost
+                raise Refused(400, f"{path} came without a body: nothing was done, repeat the call")
+            return call({})
+        try:
+            request = json.loads(body)
+        except ValueError:
+            raise Refused(400, f"the body of {path} is not JSON") from None
+        if request is None:
+            request = {}
+        if not isinstance(request, dict):
+            raise Refused(400, f"the body of {path} is a {type(request).__name__}, not an object")
+        return call(request)
+
+
+def _body(environ: Mapping[str, Any]) -> bytes:
+    if "chunked" in environ.get("HTTP_TRANSFER_ENCODING", "").lower():
+        data: bytes = environ["wsgi.input"].read(MAX_BODY + 1)
+    else:
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        if length > MAX_BODY:
+            raise Refused(413, f"the body has {length} bytes: at most {MAX_BODY} are taken")
+        data = environ["wsgi.input"].read(length)
+    if len(data) > MAX_BODY:
+        raise Refused(413, f"the body has more than {MAX_BODY} bytes")
+    return data
+
+
+class Server:
+    """Serves an application at `address`, a path or (host, port), or on a socket that systemd opened (`LISTEN_FDS`)."""
+
+    def __init__(
+        self,
+        app: App,
+        address: str | tuple[str, int],
+        *,
+        mode: int = 0o600,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.address = address
+        self._mode = mode
+        self._http = wsgi.Server(
+            address, app, numthreads=THREADS, server_name="volkit-docker", shutdown_timeout=5, timeout=300
+        )
+        if tls is not None:
+            self._http.ssl_adapter = _Tls(tls)
+        self._activated = "LISTEN_FDS" in os.environ and os.environ.get("LISTEN_PID") == str(os.getpid())
+
+    def start(self) -> None:
+        """Listen; when it returns, calls are taken. Raises FailedPrecondition."""
+        try:
+            if self._activated:
+                self._http.socket = socket.socket(fileno=3)
+                self._http.socket.listen(128)
+                os.environ.pop("LISTEN_PID")
+            elif isinstance(self.address, str):
+                os.makedirs(os.path.dirname(self.address) or ".", exist_ok=True)
+                mask = os.umask(0o777 & ~self._mode)
+                try:
+                    self._http.prepare()
+                finally:
+                    os.umask(mask)
+                os.chmod(self.address, self._mode)
+                return
+            self._http.prepare()
+        except OSError as error:
+            raise FailedPrecondition(f"cannot listen on {self.address}: {error.strerror or error}") from None
+
+    def serve(self) -> None:
+        """Answer until SIGTERM or SIGINT."""
+        done = threading.Event()
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            done.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        serving = threading.Thread(target=self._http.serve, name="http", daemon=True)
+        serving.start()
+        while not done.wait(1.0) and serving.is_alive():
+            pass
+        self.stop()
+
+    def serve_in_background(self) -> None:
+        """For tests, and whoever has a main thread of its own."""
+        threading.Thread(target=self._http.serve, name="http", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop listening, and remove the socket."""
+        self._http.stop()
+        if isinstance(self.address, str) and not self._activated:
+            Path(self.address).unlink(missing_ok=True)
+
+
+class _Tls(BuiltinSSLAdapter):
+    """cheroot's adapter with a context that asks the client for its certificate."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._ready = context
+        super().__init__("unused", "unused")
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        return self._ready
+
+    @context.setter
+    def context(self, value: ssl.SSLContext) -> None:
+        """What it makes of its files is not used."""
+
+
+def tls_context(certificate: str, key: str, authority: str) -> ssl.SSLContext:
+    """Serves `certificate`, and takes only clients that `authority` has signed. Raises InvalidArgument."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key)
+        context.load_verify_locations(authority)
+    except (OSError, ssl.SSLError) as error:
+        names = f"{certificate}, {key}, {authority}"
+        raise InvalidArgument(f"the certificates cannot be read ({type(error).__name__}): {names}") from None
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context

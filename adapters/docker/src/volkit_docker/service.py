@@ -1,0 +1,195 @@
+"""The protocol: each call of Docker's and Podman's as a method that takes the request's object and gives the answer's.
+
+https://docs.docker.com/engine/extend/plugins_volume/. What it leaves open, and engines do, is in docs/docker.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import volkit
+from volkit import (
+    Call,
+    CreateVolumeRequest,
+    DeleteVolumeRequest,
+    Engine,
+    GetVolumeRequest,
+    InvalidArgument,
+    NotFound,
+    Volume,
+    format_size,
+)
+from volkit.uses import Use, Uses
+from volkit_docker import options
+
+LONG_SECONDS = 115.0
+"""Create and Mount: Docker waits for two minutes."""
+
+SHORT_SECONDS = 55.0
+"""The others: Docker waits for one minute."""
+
+Answer = dict[str, Any]
+
+
+class Service:
+    """One backend as a volume plugin. Volumes are mounted below `root`; thread-safe."""
+
+    def __init__(self, engine: Engine, root: Path) -> None:
+        self.engine = engine
+        self.uses = Uses(engine, root)
+        self.calls: Mapping[str, Callable[[Mapping[str, Any]], Answer]] = {
+            "/Plugin.Activate": self.activate,
+            "/VolumeDriver.Capabilities": self.capabilities,
+            "/VolumeDriver.Create": self.create,
+            "/VolumeDriver.Remove": self.remove,
+            "/VolumeDriver.Mount": self.mount,
+            "/VolumeDriver.Unmount": self.unmount,
+            "/VolumeDriver.Path": self.path,
+            "/VolumeDriver.Get": self.get,
+            "/VolumeDriver.List": self.listing,
+        }
+
+    def activate(self, request: Mapping[str, Any]) -> Answer:
+        return {"Implements": ["VolumeDriver"]}
+
+    def capabilities(self, request: Mapping[str, Any]) -> Answer:
+        return {"Capabilities": {"Scope": "global" if self.uses.shared else "local"}}
+
+    def create(self, request: Mapping[str, Any]) -> Answer:
+        name = _text(request, "Name")
+        wanted = options.read(_options(request), self.engine.backend)
+        source = wanted.source
+        call = _call(LONG_SECONDS)
+        if isinstance(source, volkit.CloneSource):
+            source = volkit.CloneSource(self._known(source.volume_id, call).id)
+        create: CreateVolumeRequest[Any] = CreateVolumeRequest(
+            name=name,
+            parameters=wanted.parameters,
+            capacity_range=wanted.capacity,
+            capabilities=(self.uses.capability(wanted.asked),),
+            source=source,
+        )
+        volume: Volume = self.engine.run("create_volume", create, call)
+        self.uses.remember(volume.id, name, wanted.asked)
+        return {"Err": ""}
+
+    def remove(self, request: Mapping[str, Any]) -> Answer:
+        name = _text(request, "Name")
+        call = _call(SHORT_SECONDS)
+        volume = self._find(name, call)
+        if volume is not None:
+            self.uses.release(volume.id, call)
+            self.engine.run("delete_volume", DeleteVolumeRequest(volume_id=volume.id), call)
+            self.uses.forget(volume.id)
+        return {"Err": ""}
+
+    def mount(self, request: Mapping[str, Any]) -> Answer:
+        name, who = _text(request, "Name"), _text(request, "ID")
+        call = _call(LONG_SECONDS)
+        volume = self._known(name, call)
+        return {"Mountpoint": self.uses.begin(volume, name, who, self.uses.asked(volume.id), call), "Err": ""}
+
+    def unmount(self, request: Mapping[str, Any]) -> Answer:
+        name, who = _text(request, "Name"), _text(request, "ID")
+        call = _call(SHORT_SECONDS)
+        volume_id = next((use.volume_id for use in self.uses.uses() if use.name == name), "")
+        if volume_id:
+            self.uses.end(volume_id, who, call)
+        return {"Err": ""}
+
+    def path(self, request: Mapping[str, Any]) -> Answer:
+        volume = self._known(_text(request, "Name"), _call(SHORT_SECONDS))
+        return {"Mountpoint": self.uses.path(volume.id), "Err": ""}
+
+    def get(self, request: Mapping[str, Any]) -> Answer:
+        name = _text(request, "Name")
+        volume = self._known(name, _call(SHORT_SECONDS))
+        use = next((use for use in self.uses.uses() if use.volume_id == volume.id), None)
+        return {"Volume": {**self._entry(name, volume.id), "Status": self._status(volume, use)}, "Err": ""}
+
+    def listing(self, request: Mapping[str, Any]) -> Answer:
+        call = _call(SHORT_SECONDS)
+        names = dict(self.engine.provisioning.names()) if self.engine.provisioning else {}
+        if "list_volumes" in self.engine.operations:
+            named = {id_: name for name, id_ in names.items()}
+            names = {named.get(id_, id_): id_ for id_ in self._listed(call)}
+        return {"Volumes": [self._entry(name, id_) for name, id_ in sorted(names.items())], "Err": ""}
+
+    # -- looking
+
+    def _find(self, name: str, call: Call) -> Volume | None:
+        """The volume of this name, or of this id, as an administrator's has; None where it is proven to be none. What
+        is not known raises: Docker would make a local volume of the name.
+        """
+        found = self.engine.find(name, call)
+        if found is not None:
+            return found
+        try:
+            return self.engine.run("get_volume", GetVolumeRequest(volume_id=name), call).volume  # type: ignore[no-any-return]
+        except NotFound:
+            return None
+
+    def _known(self, name: str, call: Call) -> Volume:
+        volume = self._find(name, call)
+        if volume is None:
+            raise NotFound(f"no such volume: {name}")
+        return volume
+
+    def _listed(self, call: Call) -> list[str]:
+        found: list[str] = []
+        token = ""
+        while True:
+            page = self.engine.run("list_volumes", volkit.requests.ListRequest(limit=500, token=token), call)
+            found += [entry.volume.id for entry in page.entries]
+            token = page.next_token
+            if not token:
+                return found
+
+    def _entry(self, name: str, volume_id: str) -> Answer:
+        created = self.uses.created(volume_id)
+        mountpoint = self.uses.path(volume_id)
+        return {"Name": name, "Mountpoint": mountpoint, **({"CreatedAt": created} if created else {})}
+
+    def _status(self, volume: Volume, use: Use | None) -> Answer:
+        """What `docker volume inspect` shows of it."""
+        status: Answer = {
+            "backend": self.engine.backend.name,
+            "id": volume.id,
+            "size": format_size(volume.capacity) if volume.capacity else "unbounded",
+            "state": "published" if use is not None and self.uses.path(volume.id) else "created",
+            "mounts": sum(use.holders.values()) if use is not None else 0,
+            "holders": dict(use.holders) if use is not None else {},
+        }
+        if use is not None and use.path and self.uses.path(volume.id):
+            request = volkit.NodeStatsRequest(volume_id=volume.id, volume_path=use.path)
+            try:
+                usage = self.engine.run("node_stats", request, _call(5.0)).usage
+            except volkit.VolkitError as error:
+                status["used"] = f"not known: {error.message}"
+            else:
+                status["used"] = format_size(usage.used) if usage.used else "0"
+        return status
+
+
+def _call(seconds: float) -> Call:
+    """A call that waits for others to its own end: Docker takes an error for the truth, and waits for an answer."""
+    return Call(deadline=time.monotonic() + seconds, wait=seconds)
+
+
+def _text(request: Mapping[str, Any], field: str) -> str:
+    value = request.get(field)
+    if not isinstance(value, str) or not value:
+        raise InvalidArgument(f"{field} is {type(value).__name__ if value else 'missing'}: give a text")
+    return value
+
+
+def _options(request: Mapping[str, Any]) -> dict[str, str]:
+    given = request.get("Opts")
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or not all(isinstance(one, str) for pair in given.items() for one in pair):
+        raise InvalidArgument("Opts is not an object of texts")
+    return given

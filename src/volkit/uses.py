@@ -1,0 +1,364 @@
+"""Who uses a volume on this node, where the orchestrator tells only that somebody begins and ends: Docker, Podman.
+
+```python
+uses = Uses(engine, Path("/var/lib/volkit/loop/mounts"))
+path = uses.begin("pvc-1", "container-7", Call(deadline=…))   # the whole plan from CREATED to PUBLISHED
+uses.end("pvc-1", "container-7", call)                        # and back, when nobody uses it any more
+```
+
+What is told is recorded, and not believed alone. A set of users is wrong where one user begins twice and ends once
+(`docker cp` on a running container), a counter where one begins twice and ends never (a daemon that was killed, a call
+that timed out). So a volume is taken down only where the record says that nobody is left *and* no other mount namespace
+has it mounted; and it is taken down, whatever the record says, where nobody has had it for `GRACE_SECONDS` after the
+last begin, which is how long a daemon may take to start a container.
+
+    use/<volume id>   {"name", "path", "staging", "holders": {who: how often}, "since", "asked"}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, frozen
+
+from volkit import requests as r
+from volkit.engine import Engine
+from volkit.errors import Aborted, InUse, NotFound, VolkitError
+from volkit.host import mounts
+from volkit.journal import Delete, Put, SharedJournal, key
+from volkit.lifecycle import plan
+from volkit.model import AccessMode, Capability, Volume
+from volkit.operations import State
+
+GRACE_SECONDS = 120.0
+"""How long after a begin nobody may have the volume yet: Docker waits so long for its plugin."""
+
+WATCH_SECONDS = 30.0
+_HOST_PIDS = "pid:[4026531836]"
+_PREFERRED = (AccessMode.SINGLE_NODE_MULTI_WRITER, AccessMode.SINGLE_NODE_WRITER)
+
+_log = logging.getLogger("volkit.engine")
+
+
+@frozen(kw_only=True)
+class Use:
+    """A volume in use: by whom as far as is told, and whether another mount namespace really has it."""
+
+    volume_id: str
+    name: str
+    path: str
+    holders: Mapping[str, int]
+    since: float
+    held: bool
+
+
+@frozen(kw_only=True)
+class Asked:
+    """How a volume is to be mounted: what its creator asked for."""
+
+    fs_type: str = ""
+    mount_flags: tuple[str, ...] = ()
+    readonly: bool = False
+
+
+class Uses:
+    """The uses of one engine's volumes on this node, mounted below `root`."""
+
+    def __init__(self, engine: Engine, root: Path) -> None:
+        self._engine = engine
+        self._root = root
+        self._shared = isinstance(engine.journal, SharedJournal)
+        self._closing = threading.Event()
+
+    @property
+    def shared(self) -> bool:
+        """Do volumes go from node to node (a journal that hosts share)?"""
+        return self._shared
+
+    # -- how a volume is to be mounted
+
+    def remember(self, volume_id: str, name: str, asked: Asked) -> None:
+        """Keep what the creator of a volume asked for, where every node finds it."""
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = {**asdict(asked), "mount_flags": list(asked.mount_flags), "name": name, "created": created}
+        self._engine.journal.write(Put(key("asked", volume_id), record), durable=True)
+
+    def asked(self, volume_id: str) -> Asked:
+        """What was asked for; the defaults for a volume that nobody made here."""
+        entry = self._engine.journal.get(key("asked", volume_id))
+        record = entry.value if entry else {}
+        return Asked(
+            fs_type=record.get("fs_type", ""),
+            mount_flags=tuple(record.get("mount_flags", ())),
+            readonly=record.get("readonly", False),
+        )
+
+    def created(self, volume_id: str) -> str:
+        """When it was made, in UTC as RFC 3339 has it; "" where that is not recorded."""
+        entry = self._engine.journal.get(key("asked", volume_id))
+        return str(entry.value.get("created", "")) if entry else ""
+
+    def forget(self, volume_id: str) -> None:
+        """The volume is removed."""
+        self._engine.journal.write(Delete(key("asked", volume_id)), durable=False)
+
+    # -- begin and end
+
+    def begin(self, volume: Volume, name: str, who: str, asked: Asked, call: r.Call) -> str:
+        """Have `volume` mounted, and `who` among its users; returns the path. To repeat it is safe.
+
+        Raises InUse where the volume is for one node and another one has it.
+        """
+        use_key = key("use", volume.id)
+        with self._engine.locks.hold(use_key, wait=call.patience()):
+            self._claim(volume, name)
+            record = self._record(volume.id) or self._new(volume, name)
+            holders = {**record["holders"], who: record["holders"].get(who, 0) + 1}
+            self._write(use_key, {**record, "holders": holders, "since": time.time()}, durable=True)
+            self._up(volume, record, asked, call)
+            return str(record["path"])
+
+    def end(self, volume_id: str, who: str, call: r.Call) -> None:
+        """`who` ends one of its uses; the volume is taken down where nobody is left. Of what is not known, nothing."""
+        use_key = key("use", volume_id)
+        with self._engine.locks.hold(use_key, wait=call.patience()):
+            record = self._record(volume_id)
+            if record is None:
+                return
+            left = record["holders"].get(who, 0) - 1
+            holders = {**record["holders"], who: left}
+            if left <= 0:
+                del holders[who]
+            self._write(use_key, {**record, "holders": holders}, durable=False)
+            if not holders and not self._held_for_long(record):
+                self._down(volume_id, record, call)
+
+    def release(self, volume_id: str, call: r.Call) -> None:
+        """Take the volume down if nobody really has it, whoever is recorded; before it is removed. Raises InUse."""
+        with self._engine.locks.hold(key("use", volume_id), wait=call.patience()):
+            record = self._record(volume_id)
+            if record is None:
+                return
+            if record["holders"] and (self._is_held(record) or self._is_young(record)):
+                raise InUse(f"volume {record['name']!r} is used by {', '.join(sorted(record['holders']))}")
+            self._down(volume_id, record, call)
+
+    def path(self, volume_id: str) -> str:
+        """Where the volume is mounted, or ""."""
+        record = self._record(volume_id)
+        return str(record["path"]) if record and mounts.is_mount_point(record["path"]) else ""
+
+    def uses(self) -> Iterator[Use]:
+        """Every volume that is in use, as recorded, with what is really so."""
+        for entry in self._engine.node_journal.scan(key("use", "")):
+            yield Use(
+                volume_id=entry.key.partition("/")[2].replace("%2F", "/").replace("%25", "%"),
+                name=entry.value["name"],
+                path=entry.value["path"],
+                holders=entry.value["holders"],
+                since=entry.value["since"],
+                held=self._is_held(entry.value),
+            )
+
+    # -- the truth
+
+    def settle(self) -> int:
+        """Take down what nobody has had since its grace ended, and mount again what a reboot took; returns how many
+        volumes were taken down. A volume that is being worked on is left alone.
+        """
+        return sum(self._settled(use) for use in list(self.uses()) if not use.held)
+
+    def watch(self) -> None:
+        """`settle` now and then, in a thread of its own, until `close`."""
+
+        def work() -> None:
+            while not self._closing.wait(WATCH_SECONDS):
+                self._quietly()
+
+        self._quietly()
+        threading.Thread(target=work, name="volkit-uses", daemon=True).start()
+
+    def close(self) -> None:
+        self._closing.set()
+
+    def _quietly(self) -> None:
+        try:
+            self.settle()
+        except VolkitError as error:
+            _log.warning("the uses of volumes cannot be settled: %s", error.message)
+
+    def _settled(self, use: Use) -> bool:
+        if use.holders and time.time() - use.since < GRACE_SECONDS:
+            return False
+        try:
+            with self._engine.locks.hold(key("use", use.volume_id), wait=0):
+                record = self._record(use.volume_id)
+                if record is None or record["since"] != use.since or self._is_held(record):
+                    return False
+                if record["holders"] and not can_see_everybody():
+                    return False
+                self._down(use.volume_id, record, r.Call())
+        except Aborted:
+            return False
+        except VolkitError as error:
+            _log.warning("volume %r is used by nobody and stays mounted: %s", use.name, error.message)
+            return False
+        _log.info("volume %r was used by nobody any more", use.name)
+        return True
+
+    def _held_for_long(self, record: Mapping[str, Any]) -> bool:
+        """Does another mount namespace have it, also a moment later, when one that ends is gone?"""
+        for pause in (0.05, 0.2, 0.5):
+            if not self._is_held(record):
+                return False
+            time.sleep(pause)
+        return self._is_held(record)
+
+    @staticmethod
+    def _is_young(record: Mapping[str, Any]) -> bool:
+        return time.time() - float(record["since"]) < GRACE_SECONDS
+
+    @staticmethod
+    def _is_held(record: Mapping[str, Any]) -> bool:
+        """Is the file system that is mounted at its path mounted in another mount namespace too, at another place?
+
+        At the same place it is only a copy, as each service of systemd with a namespace of its own has one.
+        """
+        here = mounts.mount_at(record["path"])
+        if here is None:
+            return False
+        own = {str(record["path"]), str(record["staging"])}
+        root = here.root.rstrip("/")
+        for table in other_namespaces():
+            for mount in table:
+                below = mount.root == here.root or mount.root.startswith(f"{root}/")
+                if mount.device == here.device and below and mount.mount_point not in own:
+                    return True
+        return False
+
+    # -- the way up and down
+
+    def _claim(self, volume: Volume, name: str) -> None:
+        """On a journal that hosts share: a volume for one node is used on one node. Raises InUse."""
+        if not self._shared:
+            return
+        journal, node = self._engine.journal, self._engine.node_id
+        claim = key("node-of", volume.id)
+        entry = journal.get(claim)
+        many = self._mode().multi_node
+        if entry is not None and entry.value["node"] != node and not many:
+            raise InUse(
+                f"volume {name!r} is in use on node {entry.value['node']!r}; where that node is gone for good: "
+                f"`volkit journal --forget '{claim}'`"
+            )
+        if entry is None or entry.value["node"] != node:
+            revision = entry.revision if entry is not None and many else 0
+            journal.write(Put(claim, {"node": node, "name": name}, revision=revision), durable=True)
+
+    def _mode(self) -> AccessMode:
+        modes = self._engine.backend.limits.access_modes
+        if (
+            self._shared
+            and AccessMode.MULTI_NODE_MULTI_WRITER in modes
+            and self._engine.backend.volume.kind != "block"
+        ):
+            return AccessMode.MULTI_NODE_MULTI_WRITER
+        return next((mode for mode in _PREFERRED if mode in modes), next(iter(modes)))
+
+    def capability(self, asked: Asked) -> Capability:
+        """What a volume is made and mounted with."""
+        return Capability(access_mode=self._mode(), fs_type=asked.fs_type, mount_flags=asked.mount_flags)
+
+    def _new(self, volume: Volume, name: str) -> dict[str, Any]:
+        short = hashlib.blake2b(volume.id.encode(), digest_size=12).hexdigest()
+        return {
+            "name": name,
+            "path": str(self._root / "volumes" / short),
+            "staging": str(self._root / "staging" / short),
+            "holders": {},
+            "since": time.time(),
+        }
+
+    def _steps(self, start: State, end: State) -> list[str]:
+        return [one.name for one in plan(start, end, tuple(self._engine.operations.values()))]
+
+    def _up(self, volume: Volume, record: Mapping[str, Any], asked: Asked, call: r.Call) -> None:
+        capability = self.capability(asked)
+        context: Mapping[str, str] = {}
+        common: dict[str, Any] = {
+            "volume_id": volume.id,
+            "capability": capability,
+            "volume_context": volume.context,
+        }
+        for step in self._steps(State.CREATED, State.PUBLISHED):
+            if step == "controller_publish":
+                node = self._engine.run("node_info", r.NodeInfoRequest(), call).node_id
+                request: Any = r.ControllerPublishRequest(node_id=node, readonly=asked.readonly, **common)
+                context = self._engine.run(step, request, call).publish_context
+                continue
+            common["publish_context"] = context
+            if step == "node_stage":
+                os.makedirs(record["staging"], mode=0o700, exist_ok=True)
+                request = r.NodeStageRequest(staging_target_path=record["staging"], **common)
+            else:
+                os.makedirs(os.path.dirname(record["path"]), mode=0o711, exist_ok=True)
+                staged = record["staging"] if "node_stage" in self._engine.operations else ""
+                request = r.NodePublishRequest(
+                    target_path=record["path"], staging_target_path=staged, readonly=asked.readonly, **common
+                )
+            self._engine.run(step, request, call)
+
+    def _down(self, volume_id: str, record: Mapping[str, Any], call: r.Call) -> None:
+        for step in self._steps(State.PUBLISHED, State.CREATED):
+            if step == "node_unpublish":
+                request: Any = r.NodeUnpublishRequest(volume_id=volume_id, target_path=record["path"])
+            elif step == "node_unstage":
+                request = r.NodeUnstageRequest(volume_id=volume_id, staging_target_path=record["staging"])
+            else:
+                node = self._engine.run("node_info", r.NodeInfoRequest(), call).node_id
+                request = r.ControllerUnpublishRequest(volume_id=volume_id, node_id=node)
+            with suppress(NotFound):
+                self._engine.run(step, request, call)
+        with suppress(OSError):
+            os.rmdir(record["staging"])
+        self._engine.node_journal.write(Delete(key("use", volume_id)), durable=False)
+        if self._shared:
+            entry = self._engine.journal.get(key("node-of", volume_id))
+            if entry is not None and entry.value["node"] == self._engine.node_id:
+                self._engine.journal.write(Delete(entry.key, revision=entry.revision), durable=False)
+
+    def _record(self, volume_id: str) -> Mapping[str, Any] | None:
+        entry = self._engine.node_journal.get(key("use", volume_id))
+        return entry.value if entry else None
+
+    def _write(self, use_key: str, record: Mapping[str, Any], *, durable: bool) -> None:
+        self._engine.node_journal.write(Put(use_key, record), durable=durable)
+
+
+def can_see_everybody() -> bool:
+    """Does this process see the mount namespaces of all others (the host's pid namespace, and its root)?"""
+    try:
+        return os.readlink("/proc/self/ns/pid") == _HOST_PIDS and os.geteuid() == 0
+    except OSError:
+        return False
+
+
+def other_namespaces() -> Iterator[list[mounts.Mount]]:
+    """The mount table of each mount namespace that is not this process's, read through one process of it."""
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            namespace = os.readlink(f"/proc/{name}/ns/mnt")
+            if namespace in seen:
+                continue
+            table = Path(f"/proc/{name}/mountinfo").read_bytes()
+            seen.add(namespace)
+            yield mounts.parse_mountinfo(table)

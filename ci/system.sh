@@ -8,6 +8,7 @@ CSI_SANITY=v5.5.0 # the newest release that is built on CSI v1.12, the version v
 declare -A package=(
     [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [mkfs.btrfs]=btrfs-progs [udevadm]=udev [losetup]=mount [blkid]=util-linux
     [fsfreeze]=util-linux [etcd]=etcd-server [etcdctl]=etcd-client [openssl]=openssl [bindfs]=bindfs
+    [dockerd]=docker.io [busybox]=busybox-static [podman]=podman [runc]=runc
 )
 missing=()
 for program in "${!package[@]}"; do

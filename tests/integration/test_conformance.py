@@ -16,6 +16,7 @@ from volkit_loop.witness import Images
 
 @pytest.mark.root
 class TestLoopOverCsi(CsiSuite):
+    sampled: ClassVar[bool] = True
     backend = LoopBackend
     size: ClassVar[int] = 16 << 20
 

@@ -119,6 +119,7 @@ class FileWitness(Witness):
 
 @pytest.mark.root
 class TestArrayOnDisk(BackendSuite):
+    sampled = True
     backend = DiskBackend
     mutable = {"tier": "slow"}  # noqa: RUF012 (read only)
 

@@ -336,6 +336,7 @@ def in_child(work: Callable[[], Any], *, kill_at: int = 0, seconds: float = 60.0
 
 def _child(work: Callable[[], Any], kill_at: int, seconds: float, writer: int) -> None:
     count, error = 0, ""
+    gc.disable()  # it would copy all the memory that is shared with the parent
 
     def profile(frame: FrameType, event: str, arg: Any) -> None:
         nonlocal count

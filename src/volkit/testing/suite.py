@@ -39,6 +39,8 @@ class BackendSuite(VolumeCases, SnapshotCases, AttachmentCases, NodeCases, Fault
     """Two nodes that the storage can attach to."""
     longest_name: ClassVar[int] = 255
     """Characters of the longest volume name that is tried."""
+    sampled: ClassVar[bool] = False
+    """A sample of the faults, also where all are asked for: for a suite that repeats another one's through a wire."""
     sequences: ClassVar[int] = 0
     """How many random sequences of calls are tried; 0 leaves it to the kit: 100 in memory, 10 on a real storage."""
     patience: ClassVar[float] = 30.0

@@ -94,7 +94,7 @@ def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name:
 
 
 def _serve(args: Namespace, backend: type[Backend[Any, Any]] | None, name: str) -> int:
-    from volkit_docker.server import App, Server, tls_context
+    from volkit_docker.server import App, Server
     from volkit_docker.service import Service
 
     address, secure = _address(args)
@@ -103,7 +103,7 @@ def _serve(args: Namespace, backend: type[Backend[Any, Any]] | None, name: str) 
     try:
         root = Path(args.mount_root or engine.state_dir / "mounts")
         service = Service(engine, root)
-        tls = tls_context(args.tls_cert, args.tls_key, args.tls_ca) if secure else None
+        tls = (args.tls_cert, args.tls_key, args.tls_ca) if secure else None
         server = Server(App(service), address or f"{PLUGINS}/{called}.sock", mode=args.socket_mode, tls=tls)
         server.start()
         spec = _announce(args, called, server.address, secure=secure)

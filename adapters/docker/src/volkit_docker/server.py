@@ -111,7 +111,10 @@ def _body(environ: Mapping[str, Any]) -> bytes:
 
 
 class Server:
-    """Serves an application at `address`, a path or (host, port), or on a socket that systemd opened (`LISTEN_FDS`)."""
+    """Serves an application at `address`, a path or (host, port), or on a socket that systemd opened (`LISTEN_FDS`).
+
+    `tls` are the files of a certificate, its key, and the authority that signs the clients' certificates.
+    """
 
     def __init__(
         self,
@@ -119,7 +122,7 @@ class Server:
         address: str | tuple[str, int],
         *,
         mode: int = 0o600,
-        tls: ssl.SSLContext | None = None,
+        tls: tuple[str, str, str] | None = None,
     ) -> None:
         self.address = address
         self._mode = mode
@@ -127,7 +130,8 @@ class Server:
             address, app, numthreads=THREADS, server_name="volkit-docker", shutdown_timeout=5, timeout=300
         )
         if tls is not None:
-            self._http.ssl_adapter = _Tls(tls)
+            self._http.ssl_adapter = adapter = BuiltinSSLAdapter(*tls[:2])
+            adapter.context = tls_context(*tls)
         self._activated = "LISTEN_FDS" in os.environ and os.environ.get("LISTEN_PID") == str(os.getpid())
 
     def start(self) -> None:
@@ -174,22 +178,6 @@ class Server:
         self._http.stop()
         if isinstance(self.address, str) and not self._activated:
             Path(self.address).unlink(missing_ok=True)
-
-
-class _Tls(BuiltinSSLAdapter):
-    """cheroot's adapter with a context that asks the client for its certificate."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._ready = context
-        super().__init__("unused", "unused")
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        return self._ready
-
-    @context.setter
-    def context(self, value: ssl.SSLContext) -> None:
-        """What it makes of its files is not used."""
 
 
 def tls_context(certificate: str, key: str, authority: str) -> ssl.SSLContext:

@@ -1,0 +1,163 @@
+"""On a real dockerd and a real podman."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from volkit.host import mounts
+from volkit_docker import bundle
+
+from .conftest import Docker, Plugin, wait_until
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.needs("dockerd", "docker", "busybox", "mkfs.ext4"),
+    pytest.mark.timeout(300),
+]
+
+
+def content(docker: Docker, name: str, driver: str) -> str:
+    """What is in the volume's file."""
+    words = ["--rm", "--network", "none", "--volume-driver", driver, "-v", f"{name}:/data"]
+    return docker.ok("run", *words, "bb:1", "cat", "/data/file")
+
+
+def test_data_outlives_its_containers(docker: Docker, plugin: Plugin) -> None:
+    docker.ok("volume", "create", "-d", plugin.name, "-o", "size=16Mi", "v1")
+    shown = json.loads(docker.ok("volume", "inspect", "v1"))[0]
+    assert shown["Driver"] == plugin.name
+    assert shown["Status"]["state"] == "created"
+    docker.ok(
+        "run", "--rm", "--network", "none", "-v", "v1:/data", "bb:1", "sh", "-c", "echo kept > /data/file"
+    )
+    assert plugin.mounted() == []
+    assert content(docker, "v1", plugin.name) == "kept"
+    docker.ok("run", "-d", "--name", "one", "--network", "none", "-v", "v1:/data", "bb:1", "sleep", "1000")
+    docker.ok("run", "-d", "--name", "two", "--network", "none", "-v", "v1:/data", "bb:1", "sleep", "1000")
+    docker.ok("exec", "one", "sh", "-c", "echo shared > /data/file")
+    assert docker.ok("exec", "two", "cat", "/data/file") == "shared"
+    assert docker.run("volume", "rm", "v1").returncode != 0
+    docker.ok("rm", "-f", "one")
+    assert docker.ok("exec", "two", "cat", "/data/file") == "shared"
+    docker.ok("rm", "-f", "two")
+    wait_until("it is unmounted", lambda: plugin.mounted() == [])
+    docker.ok("volume", "rm", "v1")
+    assert plugin.ok("VolumeDriver.List")["Volumes"] == []
+
+
+def test_cp_on_a_running_container_takes_nothing_away(docker: Docker, plugin: Plugin) -> None:
+    docker.ok("volume", "create", "-d", plugin.name, "-o", "size=16Mi", "v1")
+    docker.ok("run", "-d", "--name", "one", "--network", "none", "-v", "v1:/data", "bb:1", "sleep", "1000")
+    source = docker.home / "copied"
+    source.write_text("copied")
+    for _ in range(3):
+        docker.ok("cp", str(source), "one:/data/file")
+        docker.ok("cp", "one:/data/file", str(docker.home / "back"))
+    assert docker.ok("exec", "one", "cat", "/data/file") == "copied"
+    assert plugin.mounted()
+    docker.ok("rm", "-f", "one")
+    wait_until("it is unmounted", lambda: plugin.mounted() == [])
+    docker.ok("volume", "rm", "v1")
+
+
+def test_the_plugin_is_killed_with_a_container_running(docker: Docker, plugin: Plugin) -> None:
+    docker.ok("volume", "create", "-d", plugin.name, "-o", "size=16Mi", "v1")
+    docker.ok("run", "-d", "--name", "one", "--network", "none", "-v", "v1:/data", "bb:1", "sleep", "1000")
+    plugin.kill()
+    docker.ok("exec", "one", "sh", "-c", "echo alive > /data/file")
+    plugin.start()
+    assert docker.ok("exec", "one", "cat", "/data/file") == "alive"
+    docker.ok("rm", "-f", "one")
+    wait_until("it is unmounted", lambda: plugin.mounted() == [])
+    assert content(docker, "v1", plugin.name) == "alive"
+    docker.ok("volume", "rm", "v1")
+
+
+def test_a_plugin_that_is_away_makes_no_local_volume(docker: Docker, plugin: Plugin) -> None:
+    docker.ok("volume", "create", "-d", plugin.name, "-o", "size=16Mi", "v1")
+    plugin.stop()
+    words = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--volume-driver",
+        plugin.name,
+        "-v",
+        "v1:/data",
+        "bb:1",
+        "ls",
+    ]
+    assert docker.run(*words).returncode != 0
+    plugin.start()
+    assert json.loads(docker.ok("volume", "inspect", "v1"))[0]["Driver"] == plugin.name
+    docker.ok("volume", "rm", "v1")
+
+
+def test_a_managed_plugin(docker: Docker, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    bundle.make("loop", output, ["pool=/var/lib/volkit/state/pool"])
+    state = tmp_path / "state"
+    (state / "pool").mkdir(parents=True)
+    name = "volkit/loop:test"
+    docker.ok("plugin", "create", name, str(output))
+    try:
+        docker.ok("plugin", "set", name, f"state.source={state}")
+        docker.ok("plugin", "enable", name)
+        docker.ok("volume", "create", "-d", name, "-o", "size=16Mi", "m1")
+        docker.ok(
+            "run", "--rm", "--network", "none", "-v", "m1:/data", "bb:1", "sh", "-c", "echo kept > /data/file"
+        )
+        docker.ok("plugin", "disable", "-f", name)
+        docker.ok("plugin", "enable", name)
+        assert (
+            docker.ok("run", "--rm", "--network", "none", "-v", "m1:/data", "bb:1", "cat", "/data/file")
+            == "kept"
+        )
+        docker.ok("volume", "rm", "m1")
+        docker.ok("plugin", "disable", name)
+    finally:
+        docker.run("plugin", "disable", "-f", name)
+        docker.run("plugin", "rm", "-f", name)
+
+
+@pytest.mark.needs("podman")
+def test_podman(plugin: Plugin, docker: Docker, tmp_path: Path) -> None:
+    config = tmp_path / "containers.conf"
+    config.write_text(
+        '[engine]\nruntime="runc"\ncgroup_manager="cgroupfs"\n'
+        f'[engine.volume_plugins]\n{plugin.name}="{plugin.socket}"\n'
+        '[containers]\ndefault_ulimits=["nofile=1024:20000","nproc=1024:1024"]\n'
+    )
+    places = ["--root", f"{tmp_path}/root", "--runroot", f"{tmp_path}/run", "--tmpdir", f"{tmp_path}/tmp"]
+
+    def podman(*words: str) -> str:
+        done = subprocess.run(
+            ["podman", *places, "--volumepath", f"{tmp_path}/vols", "--storage-driver", "vfs", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env={**os.environ, "CONTAINERS_CONF": str(config)},
+        )
+        assert done.returncode == 0, f"podman {' '.join(words)}: {done.stderr}"
+        return done.stdout.strip()
+
+    try:
+        podman("import", str(docker.home / "image.tar"), "localhost/bb:1")
+        podman("volume", "create", "--driver", plugin.name, "-o", "size=16Mi", "pv1")
+        run = ["run", "--rm", "--network", "none", "-v", "pv1:/data", "localhost/bb:1"]
+        podman(*run, "/bin/sh", "-c", "echo kept > /data/file")
+        assert podman(*run, "/bin/cat", "/data/file") == "kept"
+        wait_until("it is unmounted", lambda: plugin.mounted() == [])
+        podman("volume", "rm", "pv1")
+        assert plugin.ok("VolumeDriver.List")["Volumes"] == []
+    finally:
+        for one in reversed(mounts.mounts(under=str(tmp_path))):
+            mounts.unmount(one.mount_point, lazy=True)

@@ -1,0 +1,86 @@
+"""Flags, and TLS."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from volkit import Engine
+from volkit.testing.memory import MemoryBackend, memory_settings
+from volkit_docker.main import run
+from volkit_docker.server import App, Server
+from volkit_docker.service import Service
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tcp", "0.0.0.0:9000"], "would give root to whoever reaches it"),
+        (["--tcp", "nonsense"], "is not HOST:PORT"),
+        (["--tcp", "localhost:99999"], "is not HOST:PORT"),
+        (["--tcp", "10.0.0.1:9000", "--tls-cert", "c"], "go together"),
+        (["--tls-cert", "c"], "is for --tcp"),
+    ],
+)
+def test_an_address_that_is_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--backend", "loop", "-o", f"pool={tmp_path}", "--state-dir", str(tmp_path / "state")]
+    assert run([*flags, *words], {}) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
+
+
+def certificates(home: Path) -> None:
+    """An authority, a server's and a client's certificate."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=home, check=True, capture_output=True)
+
+    new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    openssl(*new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
+    for name in ("server", "client"):
+        request = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        openssl(*request, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        (home / "ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        sign = ["x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
+        openssl(*sign, "-days", "2", "-extfile", "ext", "-out", f"{name}.pem")
+
+
+def answer(context: ssl.SSLContext, port: int, request: bytes) -> bytes:
+    """What is answered, nothing where the connection is refused."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(request)
+            return b"".join(iter(lambda: connection.recv(4096), b""))
+    except OSError:
+        return b""
+
+
+@pytest.mark.needs("openssl")
+def test_tls_takes_only_clients_with_a_certificate(tmp_path: Path) -> None:
+    certificates(tmp_path)
+    engine = Engine(MemoryBackend, memory_settings(), state_dir=tmp_path / "state", node_id="n1")
+    files = (str(tmp_path / "server.pem"), str(tmp_path / "server.key"), str(tmp_path / "ca.pem"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = Server(App(Service(engine, tmp_path / "mounts")), ("127.0.0.1", port), tls=files)
+    server.start()
+    server.serve_in_background()
+    request = b"POST /Plugin.Activate HTTP/1.1\r\nHost: \r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    try:
+        context = ssl.create_default_context(cafile=files[2])
+        context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
+        assert b"VolumeDriver" in answer(context, port, request)
+        stranger = ssl.create_default_context(cafile=files[2])
+        assert answer(stranger, port, request) == b""
+    finally:
+        server.stop()
+        engine.close()

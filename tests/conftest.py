@@ -1,4 +1,6 @@
-"""For several test modules: how long Hypothesis looks, and a real etcd cluster of three members on this machine."""
+"""For several test modules: how long Hypothesis looks, a real etcd cluster of three members on this machine, and a FUSE
+file system that hangs.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,10 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -144,6 +148,37 @@ def free_ports(number: int) -> list[int]:
     for one in taken:
         one.close()
     return ports
+
+
+@pytest.fixture
+def hung(tmp_path: Path) -> Iterator[str]:
+    """The path of a FUSE mount whose server says hello, takes requests and never answers (linux/fuse.h, 7.23)."""
+    target = str(tmp_path / "hung")
+    os.mkdir(target)
+    from volkit.host import mounts
+
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    mounts.mount("none", target, "fuse", [f"fd={device}", "rootmode=40000", "user_id=0", "group_id=0"])
+    hello = struct.pack("=IIIIHHIIHHI28x", 7, 23, 0, 0, 12, 9, 4096, 1, 0, 0, 0)
+    _, _, unique = struct.unpack_from("=IIQ", os.read(device, 1 << 16))
+    os.write(device, struct.pack("=IiQ", 16 + len(hello), 0, unique) + hello)
+
+    def take() -> None:
+        while True:
+            try:
+                os.read(device, 1 << 16)
+            except OSError:
+                return
+
+    server = threading.Thread(target=take, daemon=True)
+    server.start()
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", "-f", target], check=False, capture_output=True)  # wakes up who waits
+        server.join(20)
+        os.close(device)
+        mounts.unmount(target, lazy=True)
 
 
 @pytest.fixture(autouse=True)

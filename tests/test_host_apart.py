@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import struct
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,35 +15,6 @@ from volkit.host import apart, filesystems, mounts, process
 from volkit.model import BlockConnection, FileConnection
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def hung(tmp_path: Path) -> Iterator[str]:
-    """The path of a FUSE mount whose server says hello, takes requests and never answers (linux/fuse.h, 7.23)."""
-    target = str(tmp_path / "hung")
-    os.mkdir(target)
-    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    mounts.mount("none", target, "fuse", [f"fd={device}", "rootmode=40000", "user_id=0", "group_id=0"])
-    hello = struct.pack("=IIIIHHIIHHI28x", 7, 23, 0, 0, 12, 9, 4096, 1, 0, 0, 0)
-    _, _, unique = struct.unpack_from("=IIQ", os.read(device, 1 << 16))
-    os.write(device, struct.pack("=IiQ", 16 + len(hello), 0, unique) + hello)
-
-    def take() -> None:
-        while True:
-            try:
-                os.read(device, 1 << 16)
-            except OSError:
-                return
-
-    server = threading.Thread(target=take, daemon=True)
-    server.start()
-    try:
-        yield target
-    finally:
-        abort(target)
-        server.join(20)
-        os.close(device)
-        mounts.unmount(target, lazy=True)
 
 
 def abort(target: str) -> None:

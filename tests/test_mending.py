@@ -318,7 +318,7 @@ def test_the_doctor_shows_calls_that_hang_and_forgets_dead_drivers(world: World)
     (directory / f"{os.getpid()}.json").write_text(json.dumps({"pid": os.getpid(), "calls": [call]}))
     (directory / "1.json").write_text(json.dumps({"pid": 1, "calls": [call]}))
     shown = findings(world)
-    assert ("stuck", f"node_stage of v hangs since 70 s in the driver (pid {os.getpid()})") in shown
+    assert ("stuck", f"node_stage of v hangs for 70 s in the driver (pid {os.getpid()})") in shown
     (dead,) = [one for one in examine(world.engine, min_age=0) if "is of a driver that is gone" in one.what]
     assert dead.repair
     dead.repair()

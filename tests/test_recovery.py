@@ -251,7 +251,7 @@ def test_the_doctor_tells_what_is_gone_and_what_is_not_ours(node: Node) -> None:
     mounts.bind(node.staging, str(node.base / "elsewhere"))
     (foreign,) = examine(node.engine)
     assert (foreign.sort, foreign.repair) == ("foreign", None)
-    assert foreign.command == f"umount '{node.base}/elsewhere'"
+    assert foreign.command == f"umount {node.base}/elsewhere"
     mounts.unmount(str(node.base / "elsewhere"))
     node.unstage()
     (image,) = node.images()
@@ -336,7 +336,7 @@ def test_a_record_of_a_wrong_shape_stops_nobody(node: Node, record_key: str, val
     assert journal.get(record_key) is None
     (found,) = examine(node.engine)
     assert found.sort == "stuck"
-    assert found.command == f"volkit journal --forget '{key('quarantine', record_key)}'"
+    assert found.command == f"volkit journal --forget {key('quarantine', record_key)}"
     node.delete()
 
 

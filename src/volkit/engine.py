@@ -10,9 +10,11 @@ volume = engine.run("create_volume", CreateVolumeRequest(name="pvc-1", parameter
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,21 @@ class Engine:
             raise Unsupported("to find a volume by its name takes the controller service")
         work = functools.partial(self.provisioning.find_volume, name, call)
         return self.lanes.run("find", name, work, until=call.deadline, patience=call.patience())
+
+    @contextmanager
+    def listening(self, socket: str) -> Iterator[None]:
+        """For an adapter: note that a driver listens on this unix socket, until the block is left. Of one that was
+        killed the note tells `volkit doctor` what it left there.
+        """
+        note = self.state_dir / "sockets" / hashlib.blake2b(socket.encode(), digest_size=8).hexdigest()
+        with suppress(OSError):
+            note.parent.mkdir(mode=0o700, exist_ok=True)
+            note.write_text(socket)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                note.unlink(missing_ok=True)
 
     def watch(self) -> None:
         """For a daemon: start again from now on what dies of the programs that serve this node's volumes."""

@@ -56,7 +56,7 @@ class Locks:
     """
 
     def __init__(self, path: Path | None = None, journal: SharedJournal | None = None) -> None:
-        self._path = path
+        self.path = path
         self._journal = journal
         self._turns: dict[str, _Turn] = {}
         self._guard = threading.Lock()
@@ -91,8 +91,8 @@ class Locks:
             raise _busy(key)
         held = _Held(key, turn)
         try:
-            if self._path is not None:
-                held.fd = _lock_byte(self._path, key, deadline)
+            if self.path is not None:
+                held.fd = _lock_byte(self.path, key, deadline)
             if self._journal is not None:
                 held.lease = self._journal.lease(key, wait=_left(deadline))
                 if held.lease is None:
@@ -117,6 +117,11 @@ class Locks:
                 del self._turns[key]
 
 
+def byte_of(key: str) -> int:
+    """The byte of the lock file that stands for a key."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 2
+
+
 def _left(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
 
@@ -128,8 +133,7 @@ def _busy(key: str) -> Aborted:
 
 def _lock_byte(path: Path, key: str, deadline: float) -> int:
     """A new open file description of `path` that holds the byte of `key`."""
-    start = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 2
-    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte_of(key), 1, 0)
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:

@@ -17,6 +17,7 @@ it, so that a killed mkfs is finished and a file system with data on it is never
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -258,6 +259,15 @@ def is_mounted(connection: Connection, path: str, here: mounts.Mount) -> bool:
         if connection.directory
         else here.source == connection.source
     )
+
+
+def is_of(connection: Connection, path: str, here: mounts.Mount) -> bool:
+    """As `is_mounted`, of a device that is gone and of a program that died too."""
+    if isinstance(connection, BlockConnection) and not os.path.exists(connection.device):
+        return here.source in (connection.device, os.path.realpath(connection.device))
+    if isinstance(connection, FuseConnection):
+        return here.source == connection.source
+    return is_mounted(connection, path, here)
 
 
 def mount_remote(connection: FileConnection, path: str, flags: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from volkit import requests, validate
@@ -287,8 +288,14 @@ def _bind(source: str, request: requests.NodePublishRequest) -> None:
     readonly = _read_only(request)
     if request.capability.block:
         devices.set_read_only(source, readonly)  # a read-only bind of a device node keeps nobody from writing
-        paths.ensure_file(request.target_path)
+        made = paths.ensure_file(request.target_path)
     else:
         # empty: what the mount would hide could not be removed after it
-        paths.ensure_directory(request.target_path, empty=True)
-    mounts.bind(source, request.target_path, read_only=readonly)
+        made = paths.ensure_directory(request.target_path, empty=True)
+    try:
+        mounts.bind(source, request.target_path, read_only=readonly)
+    except VolkitError:
+        if made:  # nobody calls unpublish, and no record tells of it
+            with suppress(VolkitError):
+                paths.remove_target(request.target_path)
+        raise

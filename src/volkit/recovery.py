@@ -7,7 +7,7 @@ them, and nobody is waited for.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from attrs import frozen
@@ -39,15 +39,16 @@ class Record:
     unfinished: bool
 
 
-def records(journal: Journal) -> list[Record]:
-    """Every record, those in the quarantine included."""
-    return [described(entry) for entry in journal.scan("")]
+def records(journal: Journal, is_mounted: Callable[[str], bool] = mounts.is_mount_point) -> list[Record]:
+    """Every record, those in the quarantine included. `is_mounted` tells whether something is mounted at a path."""
+    return [described(entry, is_mounted) for entry in journal.scan("")]
 
 
-def described(entry: Entry) -> Record:
+def described(entry: Entry, is_mounted: Callable[[str], bool] = mounts.is_mount_point) -> Record:
+    """One record, as `records` has it."""
     kind, *names = parts(entry.key)
     since = entry.value.get("since")
-    state = _state(kind, entry)
+    state = _state(kind, entry, is_mounted)
     return Record(
         kind=kind,
         id=" ".join(names),
@@ -58,7 +59,7 @@ def described(entry: Entry) -> Record:
     )
 
 
-def _state(kind: str, entry: Entry) -> str:
+def _state(kind: str, entry: Entry, is_mounted: Callable[[str], bool]) -> str:
     value = entry.value
     match kind:
         case "volume-name" | "snapshot-name":
@@ -70,12 +71,12 @@ def _state(kind: str, entry: Entry) -> str:
         case "stage" if value.get("format"):
             return f"formatting {value['format']}"
         case "stage":
-            here = value["capability"][1] == "block" or mounts.is_mount_point(value["path"])
+            here = value["capability"][1] == "block" or is_mounted(value["path"])
             return "staged" if value["state"] == "connected" and here else "staging"
         case "target" if value.get("state") == "cancelled":
             return "cancelled"
         case "target":
-            return "published" if mounts.is_mount_point(value["path"]) else "publishing"
+            return "published" if is_mounted(value["path"]) else "publishing"
         case "quarantine":
             return f"cannot be read: {value.get('why')}"
         case "use" | "node-of" | "asked":

@@ -15,6 +15,7 @@ from volkit.model import BlockConnection, Connection, FuseConnection
 from volkit.node_state import (
     NodeState,
     is_mounted,
+    is_of,
     mount_remote,
     recorded_connection,
     to_record,
@@ -199,7 +200,8 @@ class Staging:
             record = self._state.stage_record(volume_id)
             if record is None or self._state.really_staged(record):
                 return False
-            if mounts.is_mount_point(record["path"]) and not record.get("connection"):
+            here, connection = mounts.mount_at(record["path"]), recorded_connection(record)
+            if here is not None and not (connection and is_of(connection, record["path"], here)):
                 raise FailedPrecondition(
                     f"what is mounted at {record['path']} is not known to be volkit's: it stays"
                 )

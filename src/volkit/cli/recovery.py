@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import sys
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from volkit.errors import InvalidArgument, VolkitError
@@ -16,20 +21,45 @@ if TYPE_CHECKING:
 
 
 def main(command: str, argv: Sequence[str]) -> int:
-    """Run one of the three; the exit code is 0 where nothing is left to do, 1 where something is."""
+    """Run one of the three; the exit code is 0 where nothing is left to do, 1 where something is, 2 for a wrong
+    command line.
+    """
     args = _arguments(command, argv)
+    args.flags = _flags(argv)
     try:
         from volkit.launch import configure_logging, open_engine
 
         configure_logging(args.log_level, args.log_format)
-        engine = open_engine(args)
+        engine = _in_time(lambda: open_engine(args))
         try:
-            return {"journal": _journal, "recover": _recover, "doctor": _doctor}[command](engine, args)
+            code = {"journal": _journal, "recover": _recover, "doctor": _doctor}[command](engine, args)
         finally:
-            engine.close()
+            left = engine.close()
     except VolkitError as error:
         print(f"volkit {command}: {error.message}", file=sys.stderr)
         return 2 if isinstance(error, InvalidArgument) else 1
+    if left:  # of the backend, which does not answer: nobody waits for it
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _in_time(work: Callable[[], Engine]) -> Engine:
+    """The engine, unless the backend hangs already where it is made. Raises DeadlineExceeded."""
+    from volkit.lanes import CALL_SECONDS, Lanes
+
+    return Lanes().run("the start of the backend", "", work, until=time.monotonic() + CALL_SECONDS)
+
+
+def _flags(argv: Sequence[str]) -> str:
+    """The driver's flags among the words, for the commands that are shown."""
+    kept, words = [], iter(argv)
+    for word in words:
+        if word == "--min-age":
+            next(words, None)
+        elif word not in ("--repair", "--json", "--dry-run", "--all") and not word.startswith("--min-age="):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _arguments(command: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -100,10 +130,11 @@ def _doctor(engine: Engine, args: argparse.Namespace) -> int:
 
     rows: list[dict[str, Any]] = []
     for one in list(examine(engine, min_age=args.min_age)):
-        row = {"sort": one.sort, "what": one.what, "command": one.command}
+        command = _OWN_COMMAND.sub(lambda found: f"{found[0]} {args.flags}".rstrip(), one.command)
+        row = {"sort": one.sort, "what": one.what, "command": command}
         if args.repair and one.repair:
             try:
-                row["repaired"] = one.repair()
+                row["repaired"] = engine.lanes.run("repair", one.what, one.repair)
             except VolkitError as error:
                 row["failed"] = error.message
         rows.append(row)
@@ -131,4 +162,5 @@ def _show(rows: list[dict[str, Any]], args: argparse.Namespace, nothing: str) ->
                         for name, value in shown.items()))  # fmt: skip
 
 
+_OWN_COMMAND = re.compile(r"^volkit (doctor|journal|recover)\b")
 _NAMED = frozenset({"command", "repaired", "failed"})

@@ -13,7 +13,7 @@ import errno
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Final
 
@@ -272,6 +272,13 @@ def _propagation(tags: list[bytes]) -> str:
         if tag in names
     ]
     return ",".join(words) or "private"
+
+
+def spelled(paths: Sequence[str]) -> list[str]:
+    """The paths as the mount table has them: links in their parents resolved. It walks them, and waits for a server
+    that hangs above one.
+    """
+    return [_resolved(path) for path in paths]
 
 
 def _resolved(path: str) -> str:

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from volkit.errors import DeadlineExceeded, FailedPrecondition, NotFound, VolkitError
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
     import pyudev
 
 __all__ = [
-    "flush", "holders", "read_identity", "set_read_only", "size", "verify", "wait_for", "wait_for_size",
-    "wait_gone", "wait_until",
+    "fault", "flush", "holders", "made_of", "number", "read_identity", "set_read_only", "size", "verify", "wait_for",
+    "wait_for_size", "wait_gone", "wait_until",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ T = TypeVar("T")
 Look = Callable[[], T | None]
 
 UDEV_CONTROL: Final = "/run/udev/control"
+_WELL: Final = ("running", "live", "configured", "created")
+_SESSION: Final = re.compile(r"/(session\d+)/")
 _LOOK_AGAIN: Final = 0.5
 _POLL_FIRST: Final = 0.01
 _POLL_MOST: Final = 0.25
@@ -100,6 +105,59 @@ def holders(device: str) -> list[str]:
     """The block devices made of this one, such as ["/dev/dm-0"] for an open LUKS container."""
     with _block.opened(device) as descriptor:
         return [f"/dev/{name.replace('!', '/')}" for name in _block.holders(_block.number(descriptor))]
+
+
+def number(device: str) -> tuple[int, int] | None:
+    """(major, minor) of the block device behind a path, which is not opened; None where there is none."""
+    try:
+        found = os.stat(device)
+    except OSError:
+        return None
+    return (os.major(found.st_rdev), os.minor(found.st_rdev)) if stat.S_ISBLK(found.st_mode) else None
+
+
+def made_of(device: str) -> list[str]:
+    """As `holders`, without opening the device: each as the name in sysfs, such as "dm-0"."""
+    where = number(device)
+    return _block.holders(where) if where else []
+
+
+def fault(device: str) -> str:
+    """What the kernel holds against this device or one that it is made of, in words; "" where there is nothing.
+
+    Only sysfs is read, so that no device that hangs is touched: the `state` of SCSI and NVMe (a path that is offline,
+    blocked, in transport-offline), an iSCSI session that failed, a device mapper that is suspended, a loop device
+    whose file has no name any more.
+    """
+    where = number(device)
+    if where is None:
+        return f"no device is behind {device}"
+    place = os.path.realpath(_block.sysfs(where))
+    if os.path.exists(f"{place}/partition"):
+        place = os.path.dirname(place)
+    return _fault_at(place)
+
+
+def _fault_at(place: str) -> str:
+    name = os.path.basename(place)
+    for part in ("device/state", "device/device/state"):
+        state = _block.read_attribute(f"{place}/{part}")
+        if state and state not in _WELL:
+            return f"{name} is {state}"
+    if _block.read_attribute(f"{place}/dm/suspended") == "1":
+        return f"{name} is suspended"
+    if _block.read_attribute(f"{place}/loop/backing_file").endswith(" (deleted)"):
+        return f"the file behind {name} was deleted: what is on it goes when it is detached"
+    session = _SESSION.search(os.path.realpath(f"{place}/device"))
+    if session:
+        state = _block.read_attribute(f"{_block.SYSFS}/class/iscsi_session/{session[1]}/state")
+        if state and state != "LOGGED_IN":
+            return f"iSCSI {session[1]} of {name} is {state}"
+    with suppress(OSError):
+        for slave in sorted(os.listdir(f"{place}/slaves")):
+            if found := _fault_at(os.path.realpath(f"{place}/slaves/{slave}")):
+                return f"{found} (below {name})"
+    return ""
 
 
 def wait_for(appears: str, *, identity: Mapping[str, str] = EMPTY, timeout: float) -> str:

@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from volkit.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable, VolkitError
-from volkit.host import apart, filesystems, mounts, process, rebind
+from volkit.host import apart, filesystems, mounts, process, processes, rebind
 from volkit.host._syscalls import refusal
+from volkit.host.processes import Process
 from volkit.model import FuseConnection
 
 MOUNTER_VARIABLE: Final = "VOLKIT_MOUNTER"
@@ -138,17 +139,23 @@ def target_of(directory: str) -> str:
         return ""
 
 
+def process_of(directory: str) -> Process | None:
+    """The program that `start` ran with this directory, as a process; None where none can be seen from here."""
+    try:
+        pid = int(Path(directory, "pid").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    return processes.read(pid)
+
+
 def is_dead(target: str) -> bool:
     """Whether a mount is at `target` that nobody serves any more (ENOTCONN). One that merely hangs is not dead."""
     if not mounts.is_mount_point(target):
         return False
     try:
-        apart.call(_touch, target, timeout=_ANSWER_SECONDS)
-    except DeadlineExceeded:
+        return not apart.call(is_served, target, timeout=_ANSWER_SECONDS)
+    except (DeadlineExceeded, Unavailable):
         return False
-    except Unavailable:
-        return True
-    return False
 
 
 def stop(target: str, *, directory: str, timeout: float) -> None:
@@ -200,12 +207,15 @@ def _run(keeper: Keeper, started: Mapping[str, Any], directory: str) -> None:
         raise
 
 
-def _touch(path: str) -> None:
+def is_served(path: str) -> bool:
+    """Whether somebody answers for the mount at `path`; False where its program or server is gone (ENOTCONN, ESTALE).
+    Waits as long as that one does: to be asked in a process apart.
+    """
     try:
         os.statvfs(path)
     except OSError as error:
-        if error.errno in _DEAD:
-            raise Unavailable(f"nobody serves {path} any more") from None
+        return error.errno not in _DEAD
+    return True
 
 
 def _filled(word: str, places: Mapping[str, str]) -> str:

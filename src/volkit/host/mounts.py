@@ -37,6 +37,7 @@ from volkit.host._mount_table import (
     mount_at,
     mounts,
     parse_mountinfo,
+    spelled,
     status,
 )
 from volkit.host._syscalls import (
@@ -53,7 +54,8 @@ from volkit.host._syscalls import (
 
 __all__ = [
     "Mount", "attach", "bind", "copy", "is_mount_point", "mount", "mount_at", "mount_program", "mounted_from", "mounts",
-    "move", "parse_mountinfo", "remount", "same_mount", "set_propagation", "unmount", "unmount_top",
+    "move", "parse_mountinfo", "remount", "same_mount", "set_propagation", "spelled", "unmount",
+    "unmount_top",
 ]  # fmt: skip
 
 _UMOUNT_NOFOLLOW: Final = 8

@@ -94,7 +94,9 @@ def _serve(
     left = 0
     try:
         engine.watch()
-        left = make_server(engine, args, version).run()
+        server = make_server(engine, args, version)
+        with engine.listening(server.endpoint.path):
+            left = server.run()
     finally:
         if not left:
             left = engine.close(1.0)  # what its caller left behind has had its time

@@ -14,6 +14,7 @@ from volkit_loop.witness import Images
 
 
 @pytest.mark.root
+@pytest.mark.timeout(900)
 class TestLoop(BackendSuite):
     backend = LoopBackend
     size: ClassVar[int] = 16 << 20

@@ -3,9 +3,9 @@
 A vendor's own plugin is this one with the backend and the name fixed, as a console script of the vendor's:
 
 ```python
-from volkit_docker import plugin
+from volkit_docker import volume_plugin
 
-main = plugin(backend="acme", name="acme", prog="acme-docker")
+main = volume_plugin(backend="acme", name="acme", prog="acme-docker")
 ```
 """
 
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["plugin"]
+__all__ = ["volume_plugin"]
 
 
 def __getattr__(name: str) -> Any:
     """Loaded when first used: `volkit` imports this package to list its commands."""
-    if name == "plugin":
-        from volkit_docker.main import plugin
+    if name == "volume_plugin":
+        from volkit_docker.main import volume_plugin
 
-        return plugin
+        return volume_plugin
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from volkit.launch import Parser
 PLUGINS = "/run/docker/plugins"
 
 
-def plugin(
+def volume_plugin(
     *, backend: str | type[Backend[Any, Any]], name: str = "", prog: str = "volkit-docker"
 ) -> Callable[[], int]:
     """A console script for one backend; no code is copied."""

@@ -11,15 +11,19 @@ main = volume_plugin(backend="acme", name="acme", prog="acme-docker")
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without the cost of typing; checkers know the name
+if TYPE_CHECKING:
+    from typing import Any
+
+    from volkit_docker.main import volume_plugin
 
 __all__ = ["volume_plugin"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loaded when first used: `volkit` imports this package to list its commands."""
-    if name == "volume_plugin":
-        from volkit_docker.main import volume_plugin
+    if name != "volume_plugin":
+        raise AttributeError(f"module 'volkit_docker' has no attribute {name!r}")
+    from volkit_docker.main import volume_plugin
 
-        return volume_plugin
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = volume_plugin
+    return volume_plugin

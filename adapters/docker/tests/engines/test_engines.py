@@ -114,6 +114,8 @@ def test_a_managed_plugin(docker: Docker, tmp_path: Path) -> None:
         docker.ok(
             "run", "--rm", "--network", "none", "-v", "m1:/data", "bb:1", "sh", "-c", "echo kept > /data/file"
         )
+        inspect = ("volume", "inspect", "-f", "{{.Status.state}}", "m1")
+        wait_until("it is unmounted", lambda: docker.ok(*inspect) == "created")
         docker.ok("plugin", "disable", "-f", name)
         docker.ok("plugin", "enable", name)
         assert (

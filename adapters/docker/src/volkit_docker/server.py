@@ -22,6 +22,7 @@ from volkit_docker.service import Answer, Service
 
 MAX_BODY: Final = 1 << 20
 THREADS: Final = 32
+BACKLOG: Final = 512  # of connections: a full one refuses on a unix socket at once (unix(7), EAGAIN)
 _TYPE: Final = "application/vnd.docker.plugins.v1.1+json"
 _EMPTY_BODY: Final = frozenset({"/Plugin.Activate", "/VolumeDriver.Capabilities", "/VolumeDriver.List"})
 _STATUS: Final = {
@@ -127,7 +128,13 @@ class Server:
         self.address = address
         self._mode = mode
         self._http = wsgi.Server(
-            address, app, numthreads=THREADS, server_name="volkit-docker", shutdown_timeout=5, timeout=300
+            address,
+            app,
+            numthreads=THREADS,
+            request_queue_size=BACKLOG,
+            server_name="volkit-docker",
+            shutdown_timeout=5,
+            timeout=300,
         )
         if tls is not None:
             self._http.ssl_adapter = adapter = BuiltinSSLAdapter(*tls[:2])
@@ -139,7 +146,7 @@ class Server:
         try:
             if self._activated:
                 self._http.socket = socket.socket(fileno=3)
-                self._http.socket.listen(128)
+                self._http.socket.listen(BACKLOG)
                 os.environ.pop("LISTEN_PID")
             elif isinstance(self.address, str):
                 os.makedirs(os.path.dirname(self.address) or ".", exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from volkit import requests as r
 from volkit.errors import NotFound, ResourceExhausted
-from volkit.model import Snapshot, Volume
+from volkit.model import Connection, FileConnection, Snapshot, Volume
 from volkit.requests import Page
 from volkit.testing import BackendSuite, Storage, Witness
 from volkit.testing.kit import Fault, Kit
@@ -21,6 +23,7 @@ from volkit.testing.memory import (
     Array,
     MemoryBackend,
     MemoryController,
+    MemoryNode,
     MemoryParameters,
     memory_settings,
 )
@@ -202,6 +205,37 @@ class KeepsAttachmentsToItself(MemoryController):
         return r.ListPublishedResult(node_ids={})
 
 
+class LogsSecrets(MemoryController):
+    def create_volume(self, request: r.CreateVolumeRequest[MemoryParameters]) -> Volume:
+        logging.getLogger("acme").info("logging in with %s", dict(request.secrets))
+        return super().create_volume(request)
+
+
+class PutsSecretsIntoTheContext(MemoryController):
+    def create_volume(self, request: r.CreateVolumeRequest[MemoryParameters]) -> Volume:
+        return attrs.evolve(super().create_volume(request), context=dict(request.secrets))
+
+
+class FormatsTwice(MemoryNode):
+    """Makes the volume blank each time it is connected."""
+
+    def connect(self, request: r.ConnectRequest) -> Connection:
+        assert self.settings.root
+        shutil.rmtree(self.settings.root / request.volume_id, ignore_errors=True)
+        return super().connect(request)
+
+
+class ForgetsToDisconnect(MemoryNode):
+    """Does not keep a read-only volume from being written: gives another directory each time."""
+
+    def connect(self, request: r.ConnectRequest) -> Connection:
+        assert self.settings.root
+        directory = self.settings.root / f"{request.volume_id}-{len(list(self.settings.root.iterdir()))}"
+        directory.mkdir()
+        super().connect(request)
+        return FileConnection(directory=str(directory))
+
+
 BROKEN: dict[type[MemoryController], str] = {
     LeaksOnACrash: "test_faults_in_create",
     LiesAboutCapacity: "test_create_makes_one_complete_volume",
@@ -224,12 +258,22 @@ BROKEN: dict[type[MemoryController], str] = {
     DoesNotGrow: "test_expand_grows_and_may_be_repeated",
     DoesNotDetach: "test_a_single_node_volume_is_not_attached_twice",
     KeepsAttachmentsToItself: "test_the_nodes_of_a_volume_are_told",
+    LogsSecrets: "test_no_secret_is_told",
+    PutsSecretsIntoTheContext: "test_no_secret_is_told",
+}
+
+BROKEN_NODES: dict[type[MemoryNode], str] = {
+    FormatsTwice: "test_stage_and_publish",
+    ForgetsToDisconnect: "test_stage_and_publish",
 }
 
 
-def suite_of(controller_: type[MemoryController]) -> BackendSuite:
+def suite_of(
+    controller_: type[MemoryController] = MemoryController, node_: type[MemoryNode] = MemoryNode
+) -> BackendSuite:
     class Broken(MemoryBackend):
         controller = controller_
+        node = node_
 
     class Suite(BackendSuite):
         backend = Broken
@@ -268,6 +312,18 @@ def test_a_broken_backend_is_caught(controller: type[MemoryController], case: st
     with pytest.raises(Exception) as caught:
         run_case(suite_of(controller), case, tmp_path)
     assert isinstance(caught.value, Fault) or caught.type.__module__ == "volkit.errors", caught.value
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("node", "case"), BROKEN_NODES.items(), ids=lambda one: getattr(one, "__name__", ""))
+def test_a_broken_node_is_caught(node: type[MemoryNode], case: str, tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    run_case(suite_of(), case, tmp_path / "good")
+    with pytest.raises(Exception) as caught:
+        run_case(suite_of(node_=node), case, tmp_path)
+    assert isinstance(caught.value, Fault | OSError) or caught.type.__module__ == "volkit.errors", (
+        caught.value
+    )
 
 
 class Deleted(BackendSuite):

@@ -430,7 +430,8 @@ class _Machine(RuleBasedStateMachine):
         super().__init__()
 
     def fail(self, fault: Fault) -> None:
-        raise NotImplementedError
+        """Raise it, with the script that led to it."""
+        raise fault
 
     def guarded(self, step: Callable[[], None]) -> None:
         try:

@@ -230,17 +230,18 @@ class Uses:
     def _is_held(record: Mapping[str, Any]) -> bool:
         """Is the file system that is mounted at its path mounted in another mount namespace too, at another place?
 
-        At the same place it is only a copy, as each service of systemd with a namespace of its own has one.
+        At the same place it is only a copy, as each service of systemd with a namespace of its own has one; below
+        another root too, as the host has one of a managed plugin's.
         """
         here = mounts.mount_at(record["path"])
         if here is None:
             return False
-        own = {str(record["path"]), str(record["staging"])}
+        own = tuple("/" + "/".join(record[one].split("/")[-2:]) for one in ("path", "staging"))
         root = here.root.rstrip("/")
         for table in other_namespaces():
             for mount in table:
                 below = mount.root == here.root or mount.root.startswith(f"{root}/")
-                if mount.device == here.device and below and mount.mount_point not in own:
+                if mount.device == here.device and below and not mount.mount_point.endswith(own):
                     return True
         return False
 

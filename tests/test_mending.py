@@ -297,6 +297,21 @@ def test_the_doctor_finds_a_program_that_died_and_repairs_it(world: World) -> No
     world.unpublish()
 
 
+def test_the_doctor_finds_a_program_that_is_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("volkit.doctor.finding.ANSWER_SECONDS", 1.0)
+    world.publish()
+    (directory,) = world.directories()
+    pid = int((directory / "pid").read_text().split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    shown = [one for one in examine(world.engine, min_age=0) if "does not answer" in one.what]
+    assert {one.command for one in shown} == {f"kill -CONT {pid}"}
+    assert len(shown) == (1 if world.per_pod else 2)
+    assert f"(its program is pid {pid}, state T)" in shown[0].what
+    subprocess.run(shown[0].command.split(), check=True)
+    assert not [one for one in findings(world) if "does not answer" in one[1]]
+    world.unpublish()
+
+
 def test_the_doctor_finds_a_program_that_no_record_tells_of(world: World) -> None:
     world.publish()
     for entry in world.engine.node_journal.scan(""):

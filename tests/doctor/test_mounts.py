@@ -14,7 +14,7 @@ from volkit.journal import Delete, Put, key
 from volkit.model import Capability
 from volkit.recovery import recover
 
-from .world import MOUNTED, RAW, Served, World, tmpfs, until
+from .world import MOUNTED, RAW, Served, World, loop_world, tmpfs, until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("mkfs.ext4", "bindfs")]
 
@@ -163,7 +163,40 @@ def test_a_device_that_is_bound_somewhere_is_left_there(node: World) -> None:
     mounts.unmount(str(place))
     found = node.one()
     assert found.repair
-    assert found.repair() == "it is detached"
+    assert found.repair() == "it is disconnected"
+
+
+def test_another_drivers_volume_of_the_same_name_is_not_ours(
+    node: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Ids come from names, so two drivers of one host may have the same: their devices are told by their files."""
+    node.create()
+    other = loop_world(tmp_path_factory.mktemp("other"))
+    try:
+        volume = other.create()
+        assert node.image(volume).name == other.image(volume).name
+        device = loop.attach(str(other.image(volume)))
+        assert node.findings() == []
+        assert other.one().command == f"losetup -d {device}"
+    finally:
+        other.close()
+
+
+def test_a_second_device_of_a_staged_volume_is_leaked_and_left(node: World) -> None:
+    volume = node.used()
+    device = loop.attach(str(node.image(volume)))
+    found = node.one()
+    assert (found.sort, found.command, found.repair) == ("leaked", f"losetup -d {device}", None)
+
+
+def test_a_device_of_a_volume_that_is_not_in_the_journal_is_left(node: World) -> None:
+    volume = node.create()
+    device = loop.attach(str(node.image(volume)))
+    for entry in node.engine.journal.scan(""):
+        node.engine.journal.write(Delete(entry.key))
+    stored, attached = node.findings()
+    assert stored.sort == "foreign"
+    assert (attached.sort, attached.command, attached.repair) == ("leaked", f"losetup -d {device}", None)
 
 
 # -- what answers no more ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ What is looked at is looked at without volkit: /proc, /sys, the directory tree a
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -102,6 +103,19 @@ class Driver:
         assert self.process is not None
         self.process.terminate()
         assert self.process.wait(STOP_SECONDS) == 0, self.text()[-2000:]
+
+    def doctor(self, *words: str) -> list[dict[str, str]]:
+        """What `volkit doctor` finds."""
+        program = str(Path(sys.executable).with_name("volkit"))
+        flags = ["--backend", "loop", "-o", f"pool={self.pool}", "-o", "overcommit=100"]
+        flags += ["--state-dir", str(self.state), "--node-id", "n1", "--min-age", "0", "--json"]
+        command = [program, "doctor", *flags, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode in (0, 1), done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        findings: list[dict[str, str]] = json.loads(done.stdout)
+        assert done.returncode == any("repaired" not in one for one in findings)
+        return findings
 
     def text(self) -> str:
         """What it has logged, over all its lives."""

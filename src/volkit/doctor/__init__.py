@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from volkit.doctor.devices import examine_devices, examine_leaked_devices
+from volkit.doctor.devices import examine_connections, examine_devices
 from volkit.doctor.files import examine_programs, examine_state_directory
 from volkit.doctor.finding import Finding
 from volkit.doctor.node import Table
@@ -42,7 +42,7 @@ def examine(engine: Engine, *, min_age: float = MIN_AGE) -> Iterator[Finding]:
             ("mounts", lambda: examine_places(engine, table)),
             ("what answers", lambda: examine_answers(engine, table)),
             ("devices", lambda: examine_devices(engine)),
-            ("loop devices", lambda: examine_leaked_devices(engine, table)),
+            ("connections", lambda: examine_connections(engine, table)),
             ("FUSE programs", lambda: examine_programs(engine)),
         ]
     for name, look in looks:

@@ -27,7 +27,7 @@ def examine_places(engine: Engine, table: Table) -> Iterator[Finding]:
     seen = [what for what, _ in _strangers(Places(engine.node_journal), table)]
     if not seen:
         return
-    again = dict(_strangers(Places(engine.node_journal), Table()))
+    again = dict(_strangers(Places(engine.node_journal), table.again()))
     for what in seen:
         if what in again:
             volume_id, mount = again[what]

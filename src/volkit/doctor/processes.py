@@ -18,7 +18,6 @@ from volkit.journal import key
 from volkit.model import BlockConnection
 
 _END_SECONDS = 2.0
-_HELPER = "from volkit.host import apart; apart.serve("
 
 
 class Drivers:
@@ -65,7 +64,7 @@ def examine_processes(engine: Engine, drivers: Drivers) -> Iterator[Finding]:
         elif one.state == "D" and one.killed and _is_ours(engine, one, drivers):
             what = f"pid {one.pid} ({one.name}) was killed and hangs in the kernel"
             yield Finding(sort="stuck", what=what, command=f"cat /proc/{one.pid}/stack  # what it waits for")
-        elif _HELPER in " ".join(one.words) and one.parent <= 1 and _stays(one):
+        elif apart.is_helper_of(str(engine.state_dir), one.words) and one.parent <= 1 and _stays(one):
             what = f"pid {one.pid}, a helper of a driver that is gone, does not end (state {one.state})"
             yield Finding(sort="stuck", what=what, command=f"kill -9 {one.pid}")
     yield from _orphans(engine, table, drivers)
@@ -82,7 +81,7 @@ def _stays(process: Process) -> bool:
 
 
 def _is_ours(engine: Engine, process: Process, drivers: Drivers) -> bool:
-    if process.parent in drivers.pids or _HELPER in " ".join(process.words):
+    if process.parent in drivers.pids or apart.is_helper_of(str(engine.state_dir), process.words):
         return True
     places = Places(engine.node_journal)
     named = {one.path for one in places}

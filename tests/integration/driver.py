@@ -24,6 +24,7 @@ from volkit_csi.client import CallError, Client
 
 PROGRAM = Path(sys.executable).with_name("volkit-csi")
 STOP_SECONDS = 20.0
+START_SECONDS = 90.0  # a busy machine has been seen to take 40
 
 
 class Driver:
@@ -73,15 +74,23 @@ class Driver:
                 env=self.environment,
                 start_new_session=True,
             )
-        end = time.monotonic() + 20
+        end = time.monotonic() + START_SECONDS
         while True:
             try:
                 self.client.wait(timeout=0.5)
             except CallError:
                 may_yet = self.running() and time.monotonic() < end
-                assert may_yet, f"it does not serve: {self.text()[-2000:]}"
+                assert may_yet, f"it does not serve: {self._waits_for()}{self.text()[-2000:]}"
             else:
                 return self
+
+    def _waits_for(self) -> str:
+        """What the kernel says that its threads wait for."""
+        found = []
+        for stack in Path(f"/proc/{self.process.pid if self.process else 0}/task").glob("*/stack"):
+            with suppress(OSError):
+                found.append(stack.read_text())
+        return "\n".join(found)
 
     def running(self) -> bool:
         """Is the process there?"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,7 @@ def examine_devices(engine: Engine) -> Iterator[Finding]:
                 what = (
                     f"volume {volume_id} is recorded as staged at {one.path}, and its device {device} {why}"
                 )
-                repair = settling(engine, described(one.entry))
-                yield Finding(sort="stuck", what=what, command="volkit recover", repair=repair)
+                yield _not_as_recorded(engine, one, device, what)
             continue
         if fault := devices.fault(device):
             what = f"volume {volume_id} is on {device}: {fault}"
@@ -56,6 +55,16 @@ def examine_devices(engine: Engine) -> Iterator[Finding]:
             what = f"the device {device} of volume {volume_id} cannot be looked at: {answer.message}"
             yield Finding(sort="stuck", what=what, command=_shown_by_kernel(device))
         yield from _made_of_it(one, device)
+
+
+def _not_as_recorded(engine: Engine, place: Place, device: str, what: str) -> Finding:
+    assert engine.node_state is not None
+    if engine.node_state.really_staged(
+        place.entry.value
+    ):  # mounted from it all the same: nothing is to be undone
+        return Finding(sort="stuck", what=what, command=_shown_by_kernel(device))
+    repair = settling(engine, described(place.entry))
+    return Finding(sort="stuck", what=what, command="volkit recover", repair=repair)
 
 
 def _is_unchanged(engine: Engine, place: Place) -> bool:
@@ -94,34 +103,34 @@ def examine_connections(engine: Engine, table: Table) -> Iterator[Finding]:
     if not isinstance(node, ListsConnections):
         return
     listed = ask_storage(engine, "list_connections", "", lambda: tuple(node.list_connections()))
+    recorded: dict[str, list[Place]] = {}
+    for one in Places(engine.node_journal):
+        recorded.setdefault(one.volume_id, []).append(one)
     for volume_id, connection in listed:
-        if _is_recorded(engine, volume_id, connection) or not _is_idle(engine, volume_id):
+        if _is_among(connection, recorded.get(volume_id, ())) or not _is_idle(engine, volume_id):
             continue
-        if _is_recorded(engine, volume_id, connection):  # it was being connected
-            continue
+        now = [one for one in Places(engine.node_journal) if one.volume_id == volume_id]
+        if _is_among(connection, now) or (volume_id, connection) not in node.list_connections():
+            continue  # it was being connected, or disconnected
         used = table.again().showing(connection)
-        for one in used:
+        for mount in used:
             yield Finding(
                 sort="leaked",
-                what=f"volume {volume_id} is mounted at {one.mount_point}, and no record tells of it",
-                command=unmount_command(one.mount_point),
+                what=f"volume {volume_id} is mounted at {mount.mount_point}, and no record tells of it",
+                command=unmount_command(mount.mount_point),
             )
-        name = connection.device if isinstance(connection, BlockConnection) else "it"
-        known = engine.journal.get(key("volume", volume_id)) is not None
-        other = engine.node_journal.get(key("stage", volume_id)) is not None
+        name = connection.device if isinstance(connection, BlockConnection) else connection.source
+        ours = engine.journal.get(key("volume", volume_id)) is not None and not now and not used
         yield Finding(
             sort="leaked",
             what=f"volume {volume_id} is connected as {name}, and no record tells of it",
             command=f"losetup -d {name}" if name.startswith("/dev/loop") else "volkit doctor --repair",
-            repair=_disconnecting(engine, volume_id, connection)
-            if known and not used and not other
-            else None,
+            repair=_disconnecting(engine, volume_id, connection) if ours else None,
         )
 
 
-def _is_recorded(engine: Engine, volume_id: str, connection: Connection) -> bool:
+def _is_among(connection: Connection, recorded: Iterable[Place]) -> bool:
     """Is there a record of this connection, or one that does not say yet which it is?"""
-    recorded = [one for one in Places(engine.node_journal) if one.volume_id == volume_id]
     return any(one.connection is None or _same(one.connection, connection) for one in recorded)
 
 

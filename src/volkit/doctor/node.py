@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Any
 
 from attrs import frozen
@@ -145,11 +144,6 @@ class Places:
     def __iter__(self) -> Iterator[Place]:
         yield from self.targets
         yield from self.stages
-
-    @cached_property
-    def volumes(self) -> frozenset[str]:
-        """The ids that any record tells of."""
-        return frozenset(one.volume_id for one in self)
 
     def spelled(self, table: Table) -> dict[str, Place]:
         """The places by their paths in the mount table."""

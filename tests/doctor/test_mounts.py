@@ -103,6 +103,18 @@ def test_a_bind_of_a_volume_elsewhere_is_foreign(node: World, capability: Capabi
     assert volume in found.what
 
 
+def test_an_administrator_moved_the_directory_by_a_link(node: World) -> None:
+    """The mount table knows the paths without the link."""
+    for name in ("kubelet", "pods"):
+        (node.base / "disk" / name).mkdir(parents=True)
+        (node.base / name).symlink_to(node.base / "disk" / name)
+    volume = node.used()
+    assert node.findings() == []
+    inside = f"{node.base}/disk/pods/{volume}/mount/inside"
+    tmpfs(inside)
+    assert foreign(node.one()) == inside
+
+
 def test_a_mount_point_with_odd_characters_can_be_pasted(node: World) -> None:
     volume = node.used()
     elsewhere = str(node.base / "it's a dir")

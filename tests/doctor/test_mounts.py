@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from volkit.doctor import Finding
+from volkit.errors import InUse
 from volkit.host import loop, mounts
 from volkit.journal import Delete, Put, key
 from volkit.model import Capability
@@ -139,6 +140,28 @@ def test_a_mount_that_somebody_removed_is_stuck_and_repaired(node: World) -> Non
     assert found.repair() == "what was begun is undone"
     assert node.findings() == []
     assert not loop.find(str(node.image(volume)))
+
+
+def test_a_copy_in_another_mount_namespace_keeps_a_device_in_use(node: World) -> None:
+    """As of a container that was started while the volume was staged."""
+    volume = node.create()
+    node.stage(volume)
+    with subprocess.Popen(["unshare", "-m", "--propagation", "private", "sleep", "100"]) as container:
+        try:
+            own = os.readlink("/proc/self/ns/mnt")
+            until(lambda: os.readlink(f"/proc/{container.pid}/ns/mnt") != own)
+            assert node.findings() == []
+            with pytest.raises(InUse):
+                node.unstage(volume)
+            copy, stage = sorted(node.findings(), key=lambda one: "namespace" not in one.what)
+            assert (copy.sort, copy.repair) == ("stuck", None)
+            assert f"mount namespace of pid {container.pid} (" in copy.what
+            assert stage.command == "volkit recover"
+            subprocess.run(copy.command.split(), check=True)
+            node.unstage(volume)
+            assert node.findings() == []
+        finally:
+            container.kill()
 
 
 def test_a_volume_that_is_worked_on_is_left_out(node: World) -> None:

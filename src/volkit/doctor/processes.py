@@ -38,14 +38,15 @@ class Drivers:
 
     def at(self, *locks: int) -> str:
         """ "pid 12 (volkit-csi)", who holds one of these locks; "" where that cannot be seen from here."""
-        return ", ".join(_named(pid) for pid in sorted(set().union(*map(self.holding, locks))))
+        return ", ".join(named(pid) for pid in sorted(set().union(*map(self.holding, locks))))
 
     def locks_of(self, pid: int) -> int:
         """How many locks a process holds."""
         return sum(pid in pids for pids in self._holding.values())
 
 
-def _named(pid: int) -> str:
+def named(pid: int) -> str:
+    """ "pid 12 (volkit-csi)"."""
     found = processes.read(pid)
     return f"pid {pid} ({found.name})" if found else f"pid {pid}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,29 @@ def test_a_bad_record_is_shown_until_it_is_forgotten(run: Run, write: Callable[.
     code, _, err = run("journal", "--forget", row["key"])
     assert code == 2
     assert "there is no record" in err
+
+
+def test_a_backend_that_hangs_at_its_start_is_not_waited_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr("volkit.launch.open_engine", lambda args: released.wait())
+    monkeypatch.setattr("volkit.lanes.CALL_SECONDS", 0.2)
+    code, out, err = run("doctor")
+    released.set()
+    assert (code, out) == (1, "")
+    assert "the start of the backend" in err
+
+
+def test_the_drivers_own_configuration_file_will_do(
+    write: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write()
+    file = tmp_path / "driver.toml"
+    lines = ['backend = "loop"', 'endpoint = "/run/csi.sock"', f'state-dir = "{tmp_path}/state"']
+    file.write_text("\n".join([*lines, "[options]", f'pool = "{tmp_path}/pool"', ""]))
+    assert cli.main(["doctor", "--config", str(file), "--json"]) == 0
+    assert capsys.readouterr().out == "[]\n"
 
 
 def test_a_wrong_command_line_is_one_sentence(run: Run, write: Callable[..., None]) -> None:

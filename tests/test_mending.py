@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,44 @@ def test_the_doctor_finds_a_program_that_died_and_repairs_it(world: World) -> No
     assert found.repair() == "it is started again"
     assert Path(world.target, "file").read_text() == "content"
     world.unpublish()
+
+
+def test_the_doctor_finds_a_program_that_is_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("volkit.doctor.finding.ANSWER_SECONDS", 1.0)
+    world.publish()
+    (directory,) = world.directories()
+    pid = int((directory / "pid").read_text().split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    shown = [one for one in examine(world.engine, min_age=0) if "does not answer" in one.what]
+    assert {one.command for one in shown} == {f"kill -CONT {pid}"}
+    assert len(shown) == (1 if world.per_pod else 2)
+    assert f"(its program is pid {pid}, state T)" in shown[0].what
+    subprocess.run(shown[0].command.split(), check=True)
+    assert not [one for one in findings(world) if "does not answer" in one[1]]
+    world.unpublish()
+
+
+def test_the_doctor_finds_a_program_whose_mount_is_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lives on, since somebody has a file open that it serves."""
+    monkeypatch.setattr(fuse, "STOP_SECONDS", 1.0)
+    world.publish()
+    (directory,) = world.directories()
+    held = os.open(f"{world.target}/file", os.O_RDWR | os.O_CREAT)
+    try:
+        for one in reversed(mounts.mounts(under=str(world.base))):
+            mounts.unmount(one.mount_point, lazy=True)
+        assert fuse.is_running(str(directory))
+        for found in examine(world.engine, min_age=0):
+            assert (found.sort, found.command) == ("stuck", "volkit recover")
+            assert found.repair
+            assert found.repair() == "what was begun is undone"
+    finally:
+        with suppress(OSError):  # its program is gone
+            os.close(held)
+    assert world.directories() == []
+    assert not [one for one in findings(world) if one[0] != "foreign"]
 
 
 def test_the_doctor_finds_a_program_that_no_record_tells_of(world: World) -> None:

@@ -284,7 +284,7 @@ def test_a_device_without_a_record_is_leaked(node: Node) -> None:
     with node.engine.locks.hold(key("volume", node.id), wait=0), pytest.raises(Aborted):
         found.repair()
     assert node.devices() != []
-    assert found.repair() == "it is detached"
+    assert found.repair() == "it is disconnected"
     assert found.repair() == "it was settled meanwhile"
     assert node.findings() == []
 

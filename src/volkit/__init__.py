@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         ExpandsOffline,
         FindsByName,
         Lists,
+        ListsConnections,
         ListsPublished,
         ListsSnapshots,
         Mixin,
@@ -174,6 +175,7 @@ __all__ = [
     "ExpandsOffline",
     "FindsByName",
     "Lists",
+    "ListsConnections",
     "ListsPublished",
     "ListsSnapshots",
     "Modifies",
@@ -309,9 +311,9 @@ _NAMES = {
     """,
     "hookspecs": "Adapter hookimpl",
     "interfaces": """
-        Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsPublished MountsByProgram
-        ListsSnapshots Mixin Modifies Node Publishes ReportsCapacity ReportsHealth ReportsTopology Snapshots TakesIds
-        TakesTokens
+        Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsConnections
+        ListsPublished ListsSnapshots Mixin Modifies MountsByProgram Node Publishes ReportsCapacity ReportsHealth
+        ReportsTopology Snapshots TakesIds TakesTokens
     """,
     "journal": "Journal open_journal",
     "lifecycle": "plan",

@@ -98,6 +98,10 @@ class Engine:
         self.publishing = Publishing(state) if state else None
         self._mending = None
         self._closing = threading.Event()
+        if state:
+            from volkit.host import apart
+
+            apart.belong_to(str(self.state_dir))
         if state and state.programs:
             from volkit.host import fuse
 

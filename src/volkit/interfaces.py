@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar, Generic, TypeVar
 
 from volkit.model import Connection, Snapshot, Topology, Usage, Volume, VolumeHealth
@@ -217,6 +218,18 @@ class ConnectsPerPod(Mixin):
     """
 
 
+class ListsConnections(Mixin):
+    """The node tells what it has connected of its storage, also what nobody recorded: `volkit doctor` finds by it what
+    was leaked, and has it disconnected.
+    """
+
+    @abstractmethod
+    def list_connections(self) -> Iterable[tuple[str, Connection]]:
+        """(volume id, connection) of all that is connected on this machine and leads to this storage, and nothing of
+        another one: a second pair for a second connection of one volume.
+        """
+
+
 class MountsByProgram(Mixin):
     """connect returns a FuseConnection. A driver that could not keep its programs alive beyond its own end is refused
     at its start: see `volkit.host.fuse`.
@@ -347,7 +360,12 @@ class Node(_Checked, Generic[S], abstract=True):
     publishes it from there.
     """
 
-    mixins: ClassVar[tuple[type[Mixin], ...]] = (ConnectsPerPod, MountsByProgram, ReportsTopology)
+    mixins: ClassVar[tuple[type[Mixin], ...]] = (
+        ConnectsPerPod,
+        ListsConnections,
+        MountsByProgram,
+        ReportsTopology,
+    )
 
     def __init__(self, settings: S, node_id: str) -> None:
         self.settings = settings

@@ -54,10 +54,14 @@ _MAX_FILE_BYTES = 1024 * 1024
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the environment and a configuration file behind the flags, and errors of one sentence."""
+    """argparse with the environment and a configuration file behind the flags, and errors of one sentence.
 
-    def __init__(self, **kwargs: Any) -> None:
+    `any_config`: keys of the file that this command has no flag for are left out; for who reads a driver's file.
+    """
+
+    def __init__(self, *, any_config: bool = False, **kwargs: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **kwargs})
+        self._any_config = any_config
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one sentence on stderr, and exit with 2."""
@@ -108,7 +112,8 @@ class Parser(argparse.ArgumentParser):
 
     def _from_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         flags = {dest.replace("_", "-"): action for dest, action in self._flags().items()}
-        if unknown := sorted(config.keys() - flags.keys()):
+        unknown = sorted(config.keys() - flags.keys())
+        if unknown and not self._any_config:
             raise InvalidArgument(
                 f"unknown key {unknown[0]!r} in the configuration file: valid are "
                 f"{', '.join(sorted(flags))} and the table options"
@@ -116,6 +121,7 @@ class Parser(argparse.ArgumentParser):
         return {
             flags[key].dest: _convert(flags[key], _text(key, value), f"{key!r} in the configuration file")
             for key, value in config.items()
+            if key not in unknown
         }
 
     def _from_environ(self, environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def test_a_file_that_was_deleted_under_its_device_is_stuck(node: World) -> None:
 def test_a_device_whose_file_hangs_holds_up_nobody(node: World, served: Served) -> None:
     """What is read from it waits for ever; the doctor reads nothing."""
     volume, device = staged_raw(node)
+    loop.detach(device)
     image = served.path / "x.img"
     image.write_bytes(bytes(1 << 20))
     theirs = loop.attach(str(image), direct_io=False)
@@ -79,7 +80,6 @@ def test_a_device_whose_file_hangs_holds_up_nobody(node: World, served: Served) 
     finally:
         served.go_on()
         loop.detach(theirs)
-    loop.detach(device)
 
 
 # -- what the kernel says of devices that this machine does not have -----------------------------------------
@@ -108,8 +108,7 @@ def sysfs(node: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sysfs
     _, device = staged_raw(node)
     made = Sysfs(tmp_path / "sys", device)
     monkeypatch.setattr("volkit.host._block.SYSFS", str(made.root))
-    monkeypatch.setattr("volkit.doctor.devices.examine_leaked_devices", lambda engine, table: iter(()))
-    monkeypatch.setattr("volkit.doctor.examine_leaked_devices", lambda engine, table: iter(()))
+    monkeypatch.setattr("volkit.doctor.examine_connections", lambda engine, table: iter(()))
     return made
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from volkit.doctor import Finding
+from volkit.errors import InUse
 from volkit.host import loop, mounts
 from volkit.journal import Delete, Put, key
 from volkit.model import Capability
 from volkit.recovery import recover
 
-from .world import MOUNTED, RAW, Served, World, tmpfs, until
+from .world import MOUNTED, RAW, Served, World, loop_world, tmpfs, until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("mkfs.ext4", "bindfs")]
 
@@ -103,6 +104,18 @@ def test_a_bind_of_a_volume_elsewhere_is_foreign(node: World, capability: Capabi
     assert volume in found.what
 
 
+def test_an_administrator_moved_the_directory_by_a_link(node: World) -> None:
+    """The mount table knows the paths without the link."""
+    for name in ("kubelet", "pods"):
+        (node.base / "disk" / name).mkdir(parents=True)
+        (node.base / name).symlink_to(node.base / "disk" / name)
+    volume = node.used()
+    assert node.findings() == []
+    inside = f"{node.base}/disk/pods/{volume}/mount/inside"
+    tmpfs(inside)
+    assert foreign(node.one()) == inside
+
+
 def test_a_mount_point_with_odd_characters_can_be_pasted(node: World) -> None:
     volume = node.used()
     elsewhere = str(node.base / "it's a dir")
@@ -127,6 +140,28 @@ def test_a_mount_that_somebody_removed_is_stuck_and_repaired(node: World) -> Non
     assert found.repair() == "what was begun is undone"
     assert node.findings() == []
     assert not loop.find(str(node.image(volume)))
+
+
+def test_a_copy_in_another_mount_namespace_keeps_a_device_in_use(node: World) -> None:
+    """As of a container that was started while the volume was staged."""
+    volume = node.create()
+    node.stage(volume)
+    with subprocess.Popen(["unshare", "-m", "--propagation", "private", "sleep", "100"]) as container:
+        try:
+            own = os.readlink("/proc/self/ns/mnt")
+            until(lambda: os.readlink(f"/proc/{container.pid}/ns/mnt") != own)
+            assert node.findings() == []
+            with pytest.raises(InUse):
+                node.unstage(volume)
+            copy, stage = sorted(node.findings(), key=lambda one: "namespace" not in one.what)
+            assert (copy.sort, copy.repair) == ("stuck", None)
+            assert f"mount namespace of pid {container.pid} (" in copy.what
+            assert stage.command == "volkit recover"
+            subprocess.run(copy.command.split(), check=True)
+            node.unstage(volume)
+            assert node.findings() == []
+        finally:
+            container.kill()
 
 
 def test_a_volume_that_is_worked_on_is_left_out(node: World) -> None:
@@ -163,7 +198,40 @@ def test_a_device_that_is_bound_somewhere_is_left_there(node: World) -> None:
     mounts.unmount(str(place))
     found = node.one()
     assert found.repair
-    assert found.repair() == "it is detached"
+    assert found.repair() == "it is disconnected"
+
+
+def test_another_drivers_volume_of_the_same_name_is_not_ours(
+    node: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Ids come from names, so two drivers of one host may have the same: their devices are told by their files."""
+    node.create()
+    other = loop_world(tmp_path_factory.mktemp("other"))
+    try:
+        volume = other.create()
+        assert node.image(volume).name == other.image(volume).name
+        device = loop.attach(str(other.image(volume)))
+        assert node.findings() == []
+        assert other.one().command == f"losetup -d {device}"
+    finally:
+        other.close()
+
+
+def test_a_second_device_of_a_staged_volume_is_leaked_and_left(node: World) -> None:
+    volume = node.used()
+    device = loop.attach(str(node.image(volume)))
+    found = node.one()
+    assert (found.sort, found.command, found.repair) == ("leaked", f"losetup -d {device}", None)
+
+
+def test_a_device_of_a_volume_that_is_not_in_the_journal_is_left(node: World) -> None:
+    volume = node.create()
+    device = loop.attach(str(node.image(volume)))
+    for entry in node.engine.journal.scan(""):
+        node.engine.journal.write(Delete(entry.key))
+    stored, attached = node.findings()
+    assert stored.sort == "foreign"
+    assert (attached.sort, attached.command, attached.repair) == ("leaked", f"losetup -d {device}", None)
 
 
 # -- what answers no more ------------------------------------------------------------------------------------

@@ -119,15 +119,14 @@ def test_what_was_killed_and_hangs_in_the_kernel(node: World, hung: str) -> None
 
 
 def test_a_helper_that_outlived_its_driver(node: World, hung: str) -> None:
-    program = (
-        "import sys\nfrom volkit.host import apart, fuse\napart.call(fuse.is_served, sys.argv[1], timeout=60)"
-    )
-    before = helpers()
-    with subprocess.Popen([sys.executable, "-c", program, hung]) as process:
-        until(lambda: helpers() - before)
+    program = "import sys\nfrom volkit.host import apart, fuse\napart.belong_to(sys.argv[2])\n"
+    program += "apart.call(fuse.is_served, sys.argv[1], timeout=60)"
+    before = helpers(node)
+    with subprocess.Popen([sys.executable, "-c", program, hung, str(node.engine.state_dir)]) as process:
+        until(lambda: helpers(node) - before)
         time.sleep(0.3)
         process.kill()
-    (helper,) = helpers() - before
+    (helper,) = helpers(node) - before
     (found,) = [one for one in node.findings() if f"pid {helper}," in one.what]
     assert found.sort == "stuck"
     subprocess.run(found.command.split(), check=True)
@@ -135,8 +134,9 @@ def test_a_helper_that_outlived_its_driver(node: World, hung: str) -> None:
     until(lambda: processes.read(helper) is None)
 
 
-def helpers() -> set[int]:
-    return {one.pid for one in processes.table() if "apart.serve(" in " ".join(one.words)}
+def helpers(node: World) -> set[int]:
+    owner = str(node.engine.state_dir)
+    return {one.pid for one in processes.table() if apart.is_helper_of(owner, one.words)}
 
 
 def test_an_mkfs_that_outlived_its_driver_is_ended(node: World) -> None:

@@ -85,8 +85,9 @@ class World:
 
     def one(self) -> Finding:
         """The only finding there is."""
-        (found,) = self.findings()
-        return found
+        found = self.findings()
+        assert len(found) == 1, found
+        return found[0]
 
     def image(self, volume_id: str) -> Path:
         (found,) = (self.base / "pool" / "volumes").rglob(f"{volume_id}.img")

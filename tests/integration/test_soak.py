@@ -6,12 +6,9 @@ orchestrator does; in the end the doctor finds nothing, no data was lost, and no
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -143,7 +140,7 @@ class Soak:
         """Repairs beside the driver what a kill has just left, and takes nothing from anybody."""
         if dice.random() < 0.5:
             self.driver.kill()
-        doctor(self.driver, "--repair")
+        self.driver.doctor("--repair")
         if not self.driver.running():
             self.driver.start()
 
@@ -169,26 +166,11 @@ def test_nothing_is_doubled_leaked_or_lost(driver: Driver, capsys: pytest.Captur
     if soak.failed:
         raise soak.failed[0]
     assert soak.done["lifecycles"]
-    assert doctor(driver) == []
+    assert driver.doctor() == []
     assert driver.left() == []
     driver.stop()
-    assert doctor(driver) == []
+    assert driver.doctor() == []
     left = [
         path for path in driver.state.rglob("*") if path.is_file() and not path.name.startswith("journal.db")
     ]
     assert left == [driver.state / "locks"]
-
-
-def doctor(driver: Driver, *words: str) -> Any:
-    """What `volkit doctor` finds."""
-    program = str(Path(sys.executable).with_name("volkit"))
-    flags = ["--backend", "loop", "-o", f"pool={driver.pool}", "-o", "overcommit=100"]
-    flags += ["--state-dir", str(driver.state), "--node-id", "n1", "--min-age", "0", "--json"]
-    found = subprocess.run(
-        [program, "doctor", *flags, *words], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert found.returncode in (0, 1), found.stderr
-    findings = json.loads(found.stdout)
-    assert "Traceback" not in found.stderr, found.stderr
-    assert (found.returncode == 0) == (not any("repaired" not in one for one in findings))
-    return findings

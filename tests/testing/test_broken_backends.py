@@ -14,6 +14,7 @@ import pytest
 
 from volkit import requests as r
 from volkit.errors import NotFound, ResourceExhausted
+from volkit.interfaces import ListsConnections
 from volkit.model import Connection, FileConnection, Snapshot, Volume
 from volkit.requests import Page
 from volkit.testing import BackendSuite, Storage, Witness
@@ -268,6 +269,32 @@ BROKEN_NODES: dict[type[MemoryNode], str] = {
 }
 
 
+class TellsConnections(MemoryNode, ListsConnections):
+    """The good one."""
+
+    told: ClassVar[dict[tuple[Path | None, str], Connection]] = {}
+
+    def connect(self, request: r.ConnectRequest) -> Connection:
+        made = super().connect(request)
+        self.told[self.settings.root, request.volume_id] = made
+        return made
+
+    def disconnect(self, request: r.DisconnectRequest) -> None:
+        self.told.pop((self.settings.root, request.volume_id), None)
+
+    def list_connections(self) -> list[tuple[str, Connection]]:
+        return [(id_, one) for (root, id_), one in self.told.items() if root == self.settings.root]
+
+
+class TellsOfNone(TellsConnections):
+    def list_connections(self) -> list[tuple[str, Connection]]:
+        return []
+
+
+class StaysConnected(TellsConnections):
+    def disconnect(self, request: r.DisconnectRequest) -> None: ...
+
+
 def suite_of(
     controller_: type[MemoryController] = MemoryController, node_: type[MemoryNode] = MemoryNode
 ) -> BackendSuite:
@@ -324,6 +351,15 @@ def test_a_broken_node_is_caught(node: type[MemoryNode], case: str, tmp_path: Pa
     assert isinstance(caught.value, Fault | OSError) or caught.type.__module__ == "volkit.errors", (
         caught.value
     )
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("node", [TellsOfNone, StaysConnected])
+def test_a_node_that_hides_its_connections_is_caught(node: type[MemoryNode], tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    run_case(suite_of(MemoryController, TellsConnections), "test_connections_are_told", tmp_path / "good")
+    with pytest.raises(Fault, match="connected"):
+        run_case(suite_of(MemoryController, node), "test_connections_are_told", tmp_path)
 
 
 class Deleted(BackendSuite):

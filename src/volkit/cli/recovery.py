@@ -66,7 +66,7 @@ def _arguments(command: str, argv: Sequence[str]) -> argparse.Namespace:
     from volkit.launch import Parser, add_arguments
     from volkit.recovery import MIN_AGE
 
-    parser = Parser(prog=f"volkit {command}", description=SUMMARIES[command])
+    parser = Parser(prog=f"volkit {command}", description=SUMMARIES[command], any_config=True)
     add_arguments(parser)
     parser.set_defaults(log_level="warning")
     if command == "journal":

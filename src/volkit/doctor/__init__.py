@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from volkit.doctor.devices import examine_devices, examine_leaked_devices
+from volkit.doctor.devices import examine_connections, examine_devices
 from volkit.doctor.files import examine_programs, examine_state_directory
 from volkit.doctor.finding import Finding
 from volkit.doctor.node import Table
-from volkit.doctor.places import examine_answers, examine_places
+from volkit.doctor.places import examine_answers, examine_copies, examine_places
 from volkit.doctor.processes import Drivers, examine_processes
 from volkit.doctor.records import examine_calls, examine_records
 from volkit.doctor.storage import examine_storage
@@ -40,9 +40,10 @@ def examine(engine: Engine, *, min_age: float = MIN_AGE) -> Iterator[Finding]:
     if engine.node_state is not None:
         looks += [
             ("mounts", lambda: examine_places(engine, table)),
+            ("other mount namespaces", lambda: examine_copies(engine, table)),
             ("what answers", lambda: examine_answers(engine, table)),
             ("devices", lambda: examine_devices(engine)),
-            ("loop devices", lambda: examine_leaked_devices(engine, table)),
+            ("connections", lambda: examine_connections(engine, table)),
             ("FUSE programs", lambda: examine_programs(engine)),
         ]
     for name, look in looks:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from volkit.doctor.finding import ANSWER_SECONDS, Finding, ask_apart, hangs, settling, unmount_command
-from volkit.doctor.node import Place, Places, Table, is_node_of, is_on
+from volkit.doctor.finding import (
+    ANSWER_SECONDS,
+    Finding,
+    ask_apart,
+    ask_storage,
+    hangs,
+    settling,
+    unmount_command,
+)
+from volkit.doctor.node import Place, Places, Table
 from volkit.engine import Engine
-from volkit.errors import Aborted, FailedPrecondition, NotFound, VolkitError
-from volkit.host import devices, loop
+from volkit.errors import Aborted, FailedPrecondition, InUse, NotFound, VolkitError
+from volkit.host import devices
+from volkit.interfaces import ListsConnections
 from volkit.journal import key
-from volkit.model import BlockConnection
+from volkit.model import BlockConnection, Connection
 from volkit.recovery import described
 
 
@@ -33,8 +43,7 @@ def examine_devices(engine: Engine) -> Iterator[Finding]:
                 what = (
                     f"volume {volume_id} is recorded as staged at {one.path}, and its device {device} {why}"
                 )
-                repair = settling(engine, described(one.entry))
-                yield Finding(sort="stuck", what=what, command="volkit recover", repair=repair)
+                yield _not_as_recorded(engine, one, device, what)
             continue
         if fault := devices.fault(device):
             what = f"volume {volume_id} is on {device}: {fault}"
@@ -46,6 +55,16 @@ def examine_devices(engine: Engine) -> Iterator[Finding]:
             what = f"the device {device} of volume {volume_id} cannot be looked at: {answer.message}"
             yield Finding(sort="stuck", what=what, command=_shown_by_kernel(device))
         yield from _made_of_it(one, device)
+
+
+def _not_as_recorded(engine: Engine, place: Place, device: str, what: str) -> Finding:
+    assert engine.node_state is not None
+    if engine.node_state.really_staged(
+        place.entry.value
+    ):  # mounted from it all the same: nothing is to be undone
+        return Finding(sort="stuck", what=what, command=_shown_by_kernel(device))
+    repair = settling(engine, described(place.entry))
+    return Finding(sort="stuck", what=what, command="volkit recover", repair=repair)
 
 
 def _is_unchanged(engine: Engine, place: Place) -> bool:
@@ -76,50 +95,70 @@ def _made_of_it(place: Place, device: str) -> Iterator[Finding]:
 # -- attached, and recorded nowhere ----------------------------------------------------------------------------
 
 
-def examine_leaked_devices(engine: Engine, table: Table) -> Iterator[Finding]:
-    """Loop devices of a file that is named after a volume of the journal, and that no record of this node tells of.
-    One that is mounted, or bound somewhere, may be in a pod's use: it is shown and left alone.
+def examine_connections(engine: Engine, table: Table) -> Iterator[Finding]:
+    """What the backend has connected on this node, and no record tells of. A device that is mounted or bound somewhere
+    may be in a pod's use, and a volume that is not in the journal another driver's: those are shown and left alone.
     """
-    for device, backing in loop.attached():
-        volume_id = backing.removesuffix(" (deleted)").rpartition("/")[2].partition(".")[0]
-        if engine.journal.get(key("volume", volume_id)) is None or not _is_unknown(engine, volume_id):
+    node: Any = engine.node
+    if not isinstance(node, ListsConnections):
+        return
+    listed = ask_storage(engine, "list_connections", "", lambda: tuple(node.list_connections()))
+    recorded: dict[str, list[Place]] = {}
+    for one in Places(engine.node_journal):
+        recorded.setdefault(one.volume_id, []).append(one)
+    for volume_id, connection in listed:
+        if _is_among(connection, recorded.get(volume_id, ())) or not _is_idle(engine, volume_id):
             continue
-        what = f"{device} is attached to {backing}, and volume {volume_id} is not staged here"
-        command = f"losetup -d {device}"
-        used = [one for one in table.all if is_on(one, device) or is_node_of(one, device)]
-        for one in used:
+        now = [one for one in Places(engine.node_journal) if one.volume_id == volume_id]
+        if _is_among(connection, now) or (volume_id, connection) not in node.list_connections():
+            continue  # it was being connected, or disconnected
+        used = table.again().showing(connection)
+        for mount in used:
             yield Finding(
                 sort="leaked",
-                what=f"volume {volume_id} is mounted at {one.mount_point}, and no record tells of it",
-                command=unmount_command(one.mount_point),
+                what=f"volume {volume_id} is mounted at {mount.mount_point}, and no record tells of it",
+                command=unmount_command(mount.mount_point),
             )
-        repair = None if used else _detaching(engine, volume_id, device, backing)
-        yield Finding(sort="leaked", what=what, command=command, repair=repair)
+        name = connection.device if isinstance(connection, BlockConnection) else connection.source
+        ours = engine.journal.get(key("volume", volume_id)) is not None and not now and not used
+        yield Finding(
+            sort="leaked",
+            what=f"volume {volume_id} is connected as {name}, and no record tells of it",
+            command=f"losetup -d {name}" if name.startswith("/dev/loop") else "volkit doctor --repair",
+            repair=_disconnecting(engine, volume_id, connection) if ours else None,
+        )
 
 
-def _is_unknown(engine: Engine, volume_id: str) -> bool:
-    """Has nobody recorded the volume here, and does nobody work on it?"""
+def _is_among(connection: Connection, recorded: Iterable[Place]) -> bool:
+    """Is there a record of this connection, or one that does not say yet which it is?"""
+    return any(one.connection is None or _same(one.connection, connection) for one in recorded)
+
+
+def _same(recorded: Connection, connection: Connection) -> bool:
+    if isinstance(recorded, BlockConnection) and isinstance(connection, BlockConnection):
+        return devices.number(recorded.device) == devices.number(connection.device)
+    return type(recorded) is type(connection)
+
+
+def _is_idle(engine: Engine, volume_id: str) -> bool:
     try:
         with engine.locks.hold(key("volume", volume_id), wait=0):
-            return not _known(engine, volume_id)
+            return True
     except Aborted:
         return False
 
 
-def _known(engine: Engine, volume_id: str) -> bool:
-    journal = engine.node_journal
-    return journal.get(key("stage", volume_id)) is not None or bool(
-        journal.scan(key("target", volume_id, ""))
-    )
-
-
-def _detaching(engine: Engine, volume_id: str, device: str, backing: str) -> Callable[[], str]:
+def _disconnecting(engine: Engine, volume_id: str, connection: Connection) -> Callable[[], str]:
     def repair() -> str:
+        assert engine.node_state is not None
         with engine.locks.hold(key("volume", volume_id), wait=0):
-            found = loop.status(device)
-            if found is None or (device, backing) not in loop.attached() or _known(engine, volume_id):
+            node: Any = engine.node
+            known = any(one.volume_id == volume_id for one in Places(engine.node_journal))
+            if known or (volume_id, connection) not in node.list_connections():
                 return "it was settled meanwhile"
-            loop.detach(device, expect=found.identity)
-        return "it is detached"
+            if Table().showing(connection):
+                raise InUse("it is mounted: unmount it first")
+            engine.node_state.disconnect(volume_id, connection)
+        return "it is disconnected"
 
     return repair

@@ -82,10 +82,3 @@ def ask_apart(
 def hangs(answer: object) -> bool:
     """Did nothing come in time?"""
     return isinstance(answer, DeadlineExceeded)
-
-
-def age_of(since: object) -> str:
-    """ " for 75 s", or "" where it is not known since when."""
-    if not isinstance(since, int | float) or not since:
-        return ""
-    return f" for {max(0.0, time.time() - since):.0f} s"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Any
 
 from attrs import frozen
 
-from volkit.errors import VolkitError
-from volkit.host import apart, devices, mounts
+from volkit.errors import DeadlineExceeded, VolkitError
+from volkit.host import apart, devices, fuse, mounts
 from volkit.host.mounts import Mount
 from volkit.journal import Entry, Journal, key
 from volkit.journal.records import parts
@@ -18,20 +17,47 @@ from volkit.model import BlockConnection, Connection, FileConnection, FuseConnec
 from volkit.node_state import is_raw, recorded_connection
 
 _RESOLVE_SECONDS = 5.0
+_MOST_LATE = 3
 _LEAST_DEPTH = 3
 _NODES = ("devtmpfs", "tmpfs")
 _LOCAL = frozenset({"bcachefs", "btrfs", "devtmpfs", "overlay", "ramfs", "tmpfs", "zfs"})
 
 
+class Spelling:
+    """Paths as the mount table has them, links in their parents resolved. They are walked in a process apart; where
+    that hangs again and again, no more are.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+        self._late = 0
+
+    def of(self, path: str) -> str:
+        if path not in self._known:
+            self._known[path] = path
+            if self._late < _MOST_LATE:
+                try:
+                    (self._known[path],) = apart.call(mounts.spelled, [path], timeout=_RESOLVE_SECONDS)
+                except DeadlineExceeded:
+                    self._late += 1
+                except VolkitError:
+                    pass
+        return self._known[path]
+
+
 class Table:
     """The mount table as it was at one moment. Nothing is waited for, whatever hangs behind a mount."""
 
-    def __init__(self) -> None:
+    def __init__(self, spelling: Spelling | None = None) -> None:
         self.all = mounts.mounts()
         self._at: dict[str, list[Mount]] = {}
         for one in self.all:
             self._at.setdefault(one.mount_point, []).append(one)
-        self._spelled: dict[str, str] = {}
+        self._spelling = spelling or Spelling()
+
+    def again(self) -> Table:
+        """The table as it is now."""
+        return Table(self._spelling)
 
     def is_mounted(self, path: str) -> bool:
         return self.spelled(path) in self._at
@@ -44,14 +70,14 @@ class Table:
 
     def spelled(self, path: str) -> str:
         """The path as the table has it; unchanged where it cannot be walked in time."""
-        if path in self._at:
-            return path
-        if path not in self._spelled:
-            try:
-                (self._spelled[path],) = apart.call(mounts.spelled, [path], timeout=_RESOLVE_SECONDS)
-            except VolkitError:
-                self._spelled[path] = path
-        return self._spelled[path]
+        return path if path in self._at else self._spelling.of(path)
+
+    def showing(self, connection: Connection) -> list[Mount]:
+        """The mounts and binds of a block device."""
+        if not isinstance(connection, BlockConnection):
+            return []
+        device = connection.device
+        return [one for one in self.all if is_on(one, device) or is_node_of(one, device)]
 
     def around(self, path: str) -> Mount | None:
         """The mount that a directory is in, by its spelling."""
@@ -94,6 +120,11 @@ class Place:
             spelling = table.spelled(connection.directory)
             root = around.root.rstrip("/") + spelling.removeprefix(around.mount_point.rstrip("/"))
             return mount.device == around.device and f"{mount.root}/".startswith(root.rstrip("/") + "/")
+        if isinstance(connection, FuseConnection) and mount.fs_type.startswith("fuse"):
+            target = fuse.target_of(connection.directory)
+            served = table.top(target) if target else None
+            if served is not None and served.device == mount.device:  # whatever its source is called
+                return True
         return connection is not None and mount.source == connection.source
 
 
@@ -113,11 +144,6 @@ class Places:
     def __iter__(self) -> Iterator[Place]:
         yield from self.targets
         yield from self.stages
-
-    @cached_property
-    def volumes(self) -> frozenset[str]:
-        """The ids that any record tells of."""
-        return frozenset(one.volume_id for one in self)
 
     def spelled(self, table: Table) -> dict[str, Place]:
         """The places by their paths in the mount table."""

@@ -7,16 +7,19 @@ touched: it may be somebody else's, or in use in a pod. A staging directory is t
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Iterator
 
 from volkit.doctor.finding import ANSWER_SECONDS, Finding, ask_apart, hangs, settling, unmount_command
 from volkit.doctor.node import Exclusive, Place, Places, Siblings, Table, is_remote
+from volkit.doctor.processes import named
 from volkit.engine import Engine
 from volkit.errors import Aborted, VolkitError
-from volkit.host import fuse, mounts
+from volkit.host import devices, fuse, mounts, rebind
 from volkit.host.mounts import Mount
 from volkit.journal import key
-from volkit.model import FuseConnection
+from volkit.model import BlockConnection, FuseConnection
 from volkit.recovery import described
 
 
@@ -27,7 +30,7 @@ def examine_places(engine: Engine, table: Table) -> Iterator[Finding]:
     seen = [what for what, _ in _strangers(Places(engine.node_journal), table)]
     if not seen:
         return
-    again = dict(_strangers(Places(engine.node_journal), Table()))
+    again = dict(_strangers(Places(engine.node_journal), table.again()))
     for what in seen:
         if what in again:
             volume_id, mount = again[what]
@@ -77,6 +80,30 @@ def _around(path: str, known: dict[str, Place]) -> Place | None:
             return known[parent]
         parent = parent.rpartition("/")[0]
     return None
+
+
+def examine_copies(engine: Engine, table: Table) -> Iterator[Finding]:
+    """Devices of volumes that are not mounted here any more, and still are in another mount namespace: a container that
+    was started meanwhile has copies of all mounts, and where they are private no unmount reaches them.
+    """
+    held = {}
+    for one in Places(engine.node_journal).stages:
+        if isinstance(one.connection, BlockConnection) and not table.showing(one.connection):
+            held[devices.number(one.connection.device)] = one
+    held.pop(None, None)
+    if not held:
+        return
+    own = os.readlink("/proc/self/ns/mnt")
+    for pid in rebind.one_process_of_each_namespace(own):
+        for mount in mounts.of_process(pid) if pid != os.getpid() else ():
+            place = held.get(mount.device)
+            if place is not None:
+                what = (
+                    f"volume {place.volume_id} is still mounted in the mount namespace of {named(pid)}, at "
+                    f"{mount.mount_point}: its device stays in use"
+                )
+                command = shlex.join(["nsenter", "-t", str(pid), "-m", "umount", mount.mount_point])
+                yield Finding(sort="stuck", what=what, command=command)
 
 
 # -- what answers no more ------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from volkit.journal import key
 from volkit.model import BlockConnection
 
 _END_SECONDS = 2.0
-_HELPER = "from volkit.host import apart; apart.serve("
 
 
 class Drivers:
@@ -39,14 +38,15 @@ class Drivers:
 
     def at(self, *locks: int) -> str:
         """ "pid 12 (volkit-csi)", who holds one of these locks; "" where that cannot be seen from here."""
-        return ", ".join(_named(pid) for pid in sorted(set().union(*map(self.holding, locks))))
+        return ", ".join(named(pid) for pid in sorted(set().union(*map(self.holding, locks))))
 
     def locks_of(self, pid: int) -> int:
         """How many locks a process holds."""
         return sum(pid in pids for pids in self._holding.values())
 
 
-def _named(pid: int) -> str:
+def named(pid: int) -> str:
+    """ "pid 12 (volkit-csi)"."""
     found = processes.read(pid)
     return f"pid {pid} ({found.name})" if found else f"pid {pid}"
 
@@ -65,7 +65,7 @@ def examine_processes(engine: Engine, drivers: Drivers) -> Iterator[Finding]:
         elif one.state == "D" and one.killed and _is_ours(engine, one, drivers):
             what = f"pid {one.pid} ({one.name}) was killed and hangs in the kernel"
             yield Finding(sort="stuck", what=what, command=f"cat /proc/{one.pid}/stack  # what it waits for")
-        elif _HELPER in " ".join(one.words) and one.parent <= 1 and _stays(one):
+        elif apart.is_helper_of(str(engine.state_dir), one.words) and one.parent <= 1 and _stays(one):
             what = f"pid {one.pid}, a helper of a driver that is gone, does not end (state {one.state})"
             yield Finding(sort="stuck", what=what, command=f"kill -9 {one.pid}")
     yield from _orphans(engine, table, drivers)
@@ -82,7 +82,7 @@ def _stays(process: Process) -> bool:
 
 
 def _is_ours(engine: Engine, process: Process, drivers: Drivers) -> bool:
-    if process.parent in drivers.pids or _HELPER in " ".join(process.words):
+    if process.parent in drivers.pids or apart.is_helper_of(str(engine.state_dir), process.words):
         return True
     places = Places(engine.node_journal)
     named = {one.path for one in places}

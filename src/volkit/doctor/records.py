@@ -34,18 +34,20 @@ def examine_records(engine: Engine, table: Table, drivers: Drivers, min_age: flo
             elif (
                 record.unfinished
                 and (record.age is None or record.age >= min_age)
-                and (found := _unfinished(engine, journal, record, drivers))
+                and (found := _unfinished(engine, journal, record, table, drivers))
             ):
                 yield found
 
 
-def _unfinished(engine: Engine, journal: Journal, record: Record, drivers: Drivers) -> Finding | None:
+def _unfinished(
+    engine: Engine, journal: Journal, record: Record, table: Table, drivers: Drivers
+) -> Finding | None:
     """Looked at once more under its lock. One that is being worked on is shown where it is known since when."""
     age = "" if record.age is None else f" for {record.age:.0f} s"
     try:
         with _lock(engine, record):
             entry = journal.get(record.key)
-            now = described(entry, Table().is_mounted) if entry else None
+            now = described(entry, table.again().is_mounted) if entry else None
     except Aborted:
         if record.state.split()[0] not in _INTENTS or record.kind == "target":
             return None  # a target's record tells when it was published, not since when it is unpublished

@@ -194,6 +194,15 @@ def mounts(*, under: str | None = None, device: tuple[int, int] | None = None) -
     ]
 
 
+def of_process(pid: int) -> list[Mount]:
+    """Every mount that another process sees, in its mount namespace; none where it is gone or may not be looked at."""
+    try:
+        with open(f"/proc/{pid}/mountinfo", "rb", buffering=0) as file:
+            return parse_mountinfo(file.read())
+    except OSError:
+        return []
+
+
 def parse_mountinfo(data: bytes) -> list[Mount]:
     """The mounts in the text of a /proc/PID/mountinfo.
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -37,7 +37,10 @@ REACH_SECONDS: Final = 60.0
 _KEPT: Final = 2
 _LENGTH: Final = struct.Struct("=I")
 _LOCAL: Final = ("loop", "ram", "zram")
-_BOOT: Final = "import sys; sys.path[:] = {path!r}; from volkit.host import apart; apart.serve({descriptor})"
+_BOOT: Final = (
+    "import sys; sys.path[:] = {path!r}; from volkit.host import apart; apart.serve({descriptor}, {owner!r})"
+)
+_owner = ""
 
 _idle: Final[list[_Helper]] = []
 _guard: Final = threading.Lock()
@@ -116,7 +119,7 @@ class _Helper:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         self._socket = ours
-        boot = _BOOT.format(path=sys.path, descriptor=theirs.fileno())
+        boot = _BOOT.format(path=sys.path, descriptor=theirs.fileno(), owner=_owner)
         with theirs:
             self.process = process.start(
                 [sys.executable, "-I", "-S", "-c", boot],
@@ -167,7 +170,20 @@ def _read(connection: socket.socket, length: int, end: float | None) -> bytes:
     return data
 
 
-def serve(descriptor: int) -> None:
+def belong_to(owner: str) -> None:
+    """Give the helpers that are started from now on a word by which theirs can be told from others (`is_helper_of`):
+    the state directory, of which a process has one as a rule.
+    """
+    global _owner
+    _owner = owner
+
+
+def is_helper_of(owner: str, words: Sequence[str]) -> bool:
+    """Are these the arguments of a helper process that belongs to `owner`?"""
+    return bool(words) and words[-1].endswith(f", {owner!r})") and "apart.serve(" in words[-1]
+
+
+def serve(descriptor: int, owner: str = "") -> None:
     """The helper's side: answer until nobody asks any more."""
     connection = socket.socket(fileno=descriptor)
     with suppress(EOFError, OSError):

@@ -36,6 +36,7 @@ from volkit.host._mount_table import (
     is_mount_point,
     mount_at,
     mounts,
+    of_process,
     parse_mountinfo,
     spelled,
     status,
@@ -54,7 +55,7 @@ from volkit.host._syscalls import (
 
 __all__ = [
     "Mount", "attach", "bind", "copy", "is_mount_point", "mount", "mount_at", "mount_program", "mounted_from", "mounts",
-    "move", "parse_mountinfo", "remount", "same_mount", "set_propagation", "spelled", "unmount",
+    "move", "of_process", "parse_mountinfo", "remount", "same_mount", "set_propagation", "spelled", "unmount",
     "unmount_top",
 ]  # fmt: skip
 

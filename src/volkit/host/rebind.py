@@ -36,13 +36,14 @@ def replace_dead(source: str, devices: Collection[Device]) -> int:
     """
     replaced = 0
     here = os.readlink("/proc/self/ns/mnt")
-    for pid in _one_process_of_each_namespace(here):
+    for pid in one_process_of_each_namespace(here):
         with suppress(VolkitError):
             replaced += apart.once(_replace_there, pid, source, tuple(devices), timeout=_SECONDS)
     return replaced
 
 
-def _one_process_of_each_namespace(first: str) -> Iterator[int]:
+def one_process_of_each_namespace(first: str) -> Iterator[int]:
+    """This process, and one of each mount namespace but `first`, this process's own (the link /proc/PID/ns/mnt)."""
     yield os.getpid()
     seen = {first}
     for name in filter(str.isdecimal, os.listdir("/proc")):

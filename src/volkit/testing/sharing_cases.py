@@ -10,6 +10,7 @@ from volkit import requests as r
 from volkit.errors import AlreadyExists, FailedPrecondition, InUse, InvalidArgument, InvalidToken, NotFound
 from volkit.interfaces import (
     ConnectsPerPod,
+    ListsConnections,
     ListsPublished,
     ListsSnapshots,
     Node,
@@ -368,6 +369,23 @@ class NodeCases:
         used.unpublish()
         used.unstage()
         kit.expect("after a refused publish", volumes=1)
+
+    @needs(Node, ListsConnections)
+    def test_connections_are_told(self, volkit_kit: Kit) -> None:
+        kit = volkit_kit
+        node_class: Any = kit.node_class
+        node = node_class(kit.storage.settings, "n1")
+        used, others = Used(kit, kit.create()), list(node.list_connections())
+        check(
+            all(volume_id != used.volume.id for volume_id, _ in others),
+            "a volume that was never staged is connected",
+        )
+        used.begin()
+        found = [volume_id for volume_id, _ in node.list_connections()]
+        check(found.count(used.volume.id) == 1, f"a staged volume is connected as {found}")
+        used.end()
+        left = list(node.list_connections())
+        check(len(left) == len(others), f"after the unstage, {left} is connected")
 
     @needs(ReportsTopology)
     def test_topology(self, volkit_kit: Kit) -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from volkit import BlockConnection, FailedPrecondition, Node, NotFound, ReportsTopology, Topology, requests
+from collections.abc import Iterator
+
+from volkit import (
+    BlockConnection,
+    FailedPrecondition,
+    ListsConnections,
+    Node,
+    NotFound,
+    ReportsTopology,
+    Topology,
+    requests,
+)
 from volkit.host import devices, files, loop
 from volkit_loop.options import LoopSettings, topology
 from volkit_loop.pool import VOLUMES, Pool
 
 
-class LoopNode(Node[LoopSettings], ReportsTopology):
+class LoopNode(Node[LoopSettings], ListsConnections, ReportsTopology):
     """Attaches the images of the pool on this node."""
 
     def __init__(self, settings: LoopSettings, node_id: str) -> None:
@@ -51,6 +62,11 @@ class LoopNode(Node[LoopSettings], ReportsTopology):
             raise FailedPrecondition(
                 f"{device} has {size} bytes, not {request.size}: expand the volume first"
             )
+
+    def list_connections(self) -> Iterator[tuple[str, BlockConnection]]:
+        for device, backing in loop.attached():
+            if (volume_id := self.pool.volume_of(backing)) and (found := loop.status(device)):
+                yield volume_id, BlockConnection(device=device, identity=found.identity)
 
     def topology(self) -> Topology:
         return topology(self.node_id)[0]

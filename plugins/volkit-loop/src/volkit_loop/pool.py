@@ -117,6 +117,19 @@ class Pool:
             raise NotFound(f"there is no {kind[:-1]} {id_[:128]!r} in the pool {self._root}")
         return f"{self._root}/{kind}/{id_[-2:]}/{id_}{_SUFFIX}"
 
+    def volume_of(self, backing: str) -> str:
+        """The id of the volume whose image in this pool is the file behind a loop device, also where it was deleted;
+        "" for any other file. Ids come from names: another pool may well have the same.
+        """
+        path = backing.removesuffix(" (deleted)")
+        id_ = os.path.basename(path).removesuffix(_SUFFIX)
+        try:
+            expected = self.path(VOLUMES, id_)
+        except NotFound:
+            return ""
+        root = os.path.realpath(self._root)
+        return id_ if path == f"{root}{expected.removeprefix(self._root)}" else ""
+
     def get(self, kind: str, id_: str) -> Image:
         """Raises NotFound."""
         path = self.path(kind, id_)

@@ -1,10 +1,11 @@
 # Each target is a line or two; what needs more is under ci/.
-.PHONY: venv system demo test soak bench docs lint lock
+.PHONY: venv system demo test faults soak bench docs lint lock
 
 venv:     ; @ci/venv.sh
 system: venv ; @ci/system.sh
 demo: venv ; @.venv/bin/volkit demo
 test: system ; @ci/test.sh
+faults: system ; @.venv/bin/pytest -q --volkit-faults=full -k "Memory or InAFile or Loop or power" tests/testing plugins/volkit-loop/tests
 soak: system ; @SOAK_SECONDS=$${SOAK_SECONDS:-600} .venv/bin/pytest -q tests/integration/test_soak.py
 bench: system ; @ci/bench.sh
 docs: venv ; @NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict

@@ -83,28 +83,29 @@ class Rules:
                 terminalreporter.write_line(fault)
 
 
-def unexpected_skips(config: pytest.Config, allowed: dict[str, str]) -> list[str]:
-    """Name the skipped tests and modules that no pattern of ``allowed`` matches."""
+def unexpected_skips(config: pytest.Config, allowed: list[str]) -> list[str]:
+    """Name the skipped tests and modules that no pattern of ``allowed`` matches, each with its reason."""
     reporter: pytest.TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
     assert reporter is not None
     found = []
     for report in reporter.stats.get("skipped", []):
-        if not any(fnmatch.fnmatchcase(report.nodeid, pattern) for pattern in allowed):
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            found.append(f"unexpected skip: {report.nodeid}: {reason.removeprefix('Skipped: ')}")
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        skip = f"{report.nodeid}: {reason.removeprefix('Skipped: ')}"
+        if not any(fnmatch.fnmatchcase(skip, pattern) for pattern in allowed):
+            found.append(f"unexpected skip: {skip}")
     return found
 
 
-def expected_skips(text: str) -> dict[str, str]:
-    """Parse lines of ``pattern: reason``: a shell pattern over node ids, and why these may be skipped."""
-    allowed = {}
+def expected_skips(text: str) -> list[str]:
+    """Parse lines of ``pattern: reason``: a shell pattern over node ids, and one over why these are skipped."""
+    allowed = []
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         pattern, separator, reason = line.partition(": ")
         if not separator or not reason.strip():
             raise pytest.UsageError(f"ci/expected-skips.txt: {line!r} has no reason: write `pattern: reason`")
-        allowed[pattern.strip()] = reason.strip()
+        allowed.append(f"{pattern.strip()}: {reason.strip()}")
     return allowed
 
 

@@ -1,6 +1,6 @@
-"""Counts the crash matrix, for docs/reliability.md: how many faults each case injects, on memory and on loop devices.
+"""Counts the crash matrix, for docs/reliability.md: how many faults are tried in each operation, on memory and on loop.
 
-Run as root: `python ci/matrix.py`. All of them are tried; a fault that ends badly fails the script.
+Run as root: `python ci/matrix.py`. Each operation runs once, to see where it comes along; `make faults` tries them all.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from volkit.testing import BackendSuite, Kit, OwnListing, Storage
-from volkit.testing.kit import missing
-from volkit.testing.memory import MemoryBackend, MemoryController, memory_settings
-from volkit.testing.suite import CASES
+from volkit.journal import open_journal
+from volkit.testing import BackendSuite, Kit, Storage
+from volkit.testing.children import in_child
+from volkit.testing.matrix import SEQUELS, faults_of
+from volkit.testing.memory import ArrayWitness, MemoryBackend, array_of, memory_settings
+from volkit.testing.scenarios import SCENARIOS, Scenario
 
 
 class MemorySuite(BackendSuite):
@@ -22,7 +24,13 @@ class MemorySuite(BackendSuite):
 
     def storage(self, directory: Path) -> Storage:
         settings = memory_settings(root=directory)
-        return Storage(settings=settings, witness=OwnListing(MemoryController(settings)), outlives=False)
+        return Storage(settings=settings, witness=ArrayWitness(array_of(settings)), outlives=False)
+
+
+class FileSuite(MemorySuite):
+    def storage(self, directory: Path) -> Storage:
+        settings = memory_settings(root=directory, file=directory / "array")
+        return Storage(settings=settings, witness=ArrayWitness(array_of(settings)))
 
 
 def loop_suite() -> BackendSuite:
@@ -40,39 +48,50 @@ def loop_suite() -> BackendSuite:
     return LoopSuite()
 
 
-def counted(suite: BackendSuite, case: str) -> int | None:
-    """How many faults the case injects, all of which must end well; None where the backend has no such operation."""
+def counted(suite: BackendSuite, name: str, *, kills: bool = False) -> int | None:
+    """How many faults are tried in this operation; None where the backend has no such operation."""
     directory = Path(tempfile.mkdtemp(prefix="volkit-"))
+    kit = Kit(suite, directory)
     try:
-        kit = Kit(suite, directory, full=True)
-        kills = case.startswith("test_kill_") and not kit.storage.outlives
-        if kills or missing(CASES[case], kit.has):
-            kit.close(judge=False)
+        if SCENARIOS[name].lacking(kit) or (kills and name == "reads"):
             return None
-        CASES[case](suite, kit)
-        kit.close()
-        return kit.tried
+        return system_calls(kit, SCENARIOS[name]) if kills else faults(kit, SCENARIOS[name])
     finally:
+        kit.close(judge=False)
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def operations() -> list[str]:
-    """What faults are injected into, in the order of the lifecycle."""
-    names = [name.removeprefix("test_faults_in_") for name in CASES if name.startswith("test_faults_in_")]
-    return sorted(names, key=lambda name: (name in ("stage", "publish", "unpublish", "unstage"), name))
+def faults(kit: Kit, scenario: Scenario) -> int:
+    """Each failure at each point is followed by the same call, and by another one."""
+    return len(faults_of(kit, scenario).each) * len(SEQUELS)
+
+
+def system_calls(kit: Kit, scenario: Scenario) -> int:
+    """A child process is killed at the beginning and at the end of each."""
+    kit.open_journal = lambda: open_journal(f"sqlite://{kit.directory / 'killed.db'}")
+    given = scenario.prepare(kit)
+    kit.stop()
+
+    def work() -> None:
+        scenario.call(kit, given)
+        kit.stop()
+
+    return in_child(work).calls
 
 
 def table() -> str:
     """The Markdown table of docs/reliability.md."""
-    columns = ((MemorySuite(), "faults"), (loop_suite(), "faults"), (loop_suite(), "kill"))
-    rows, sums = [], [0, 0, 0]
-    for name in operations():
-        numbers = [counted(suite, f"test_{kind}_in_{name}") for suite, kind in columns]
+    loop = loop_suite()
+    columns = ((MemorySuite(), False), (loop, False), (FileSuite(), True), (loop, True))
+    rows, sums = [], [0] * len(columns)
+    for name in SCENARIOS:
+        numbers = [counted(suite, name, kills=kills) for suite, kills in columns]
         sums = [total + (number or 0) for total, number in zip(sums, numbers, strict=True)]
         shown = [f"{number:,}" if number is not None else "–" for number in numbers]
         rows.append(f"| {name.replace('_', ' ')} | {' | '.join(shown)} |")
-    head = "| operation | memory: faults | loop: faults | loop: kill -9 |\n|---|---|---|---|"
-    return "\n".join([head, *rows, f"| **in all** | **{sums[0]:,}** | **{sums[1]:,}** | **{sums[2]:,}** |"])
+    heads = ("operation", "memory: faults", "loop: faults", "memory in a file: kill -9", "loop: kill -9")
+    head = f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|"
+    return "\n".join([head, *rows, f"| **in all** | {' | '.join(f'**{total:,}**' for total in sums)} |"])
 
 
 if __name__ == "__main__":

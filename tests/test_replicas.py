@@ -17,15 +17,10 @@ from volkit.backend import Backend
 from volkit.engine import Engine
 from volkit.errors import FailedPrecondition
 from volkit.interfaces import Controller
-from volkit.journal import open_journal
 from volkit.journal.etcd import EtcdJournal
 from volkit.model import Volume
 from volkit.options import NoOptions
 from volkit.requests import CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest
-from volkit.testing import BackendSuite, Kit, OwnListing, Storage
-from volkit.testing.kit import missing
-from volkit.testing.memory import MemoryBackend, MemoryController, memory_settings
-from volkit.testing.suite import CASES
 
 Cluster = Any  # of conftest.py, which is no module to import
 
@@ -244,35 +239,3 @@ def test_a_backend_that_cannot_be_asked_is_refused(etcd: Cluster, tmp_path: Path
     with pytest.raises(FailedPrecondition, match="two replicas"):
         Engine(NamelessBackend, NoOptions(), state_dir=tmp_path, journal=journal, services=["controller"])
     journal.close()
-
-
-class EtcdSuite(BackendSuite):
-    __test__ = False
-    backend = MemoryBackend
-
-    def storage(self, directory: Path) -> Storage:
-        settings = memory_settings(root=directory)
-        return Storage(settings=settings, witness=OwnListing(MemoryController(settings)), outlives=False)
-
-
-def test_the_suite_keeps_its_promises_on_etcd(etcd: Cluster, tmp_path: Path) -> None:
-    """The controller's cases of the conformance suite, faults and all, with a journal that is shared."""
-    outcomes = []
-    for name in (
-        "test_faults_in_create",
-        "test_faults_in_delete",
-        "test_faults_in_snapshot",
-        "test_faults_in_attach",
-    ):
-        directory = tmp_path / name
-        directory.mkdir()
-        suite = EtcdSuite()
-        kit = Kit(suite, directory)
-        journal = open_journal(etcd.url())
-        kit.journal = journal
-        assert not missing(CASES[name], kit.has)
-        CASES[name](suite, kit)
-        kit.close()
-        journal.close()
-        outcomes.append(name)
-    assert len(outcomes) == 4

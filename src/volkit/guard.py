@@ -88,7 +88,7 @@ def call_backend(
     failure: VolkitError | None = None
     try:
         result = method(request)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a library's sys.exit() ends no driver
         failure = _harmless(error, name, hidden)
     finally:
         _known.reset(known)
@@ -102,7 +102,7 @@ def call_backend(
     return cast("T", result)
 
 
-def _harmless(error: Exception, name: str, secrets: tuple[str, ...]) -> VolkitError:
+def _harmless(error: BaseException, name: str, secrets: tuple[str, ...]) -> VolkitError:
     """What may be raised for an error of the backend: itself, or one that tells no secret."""
     if not isinstance(error, VolkitError):
         _log.error("%s failed unexpectedly\n%s", name, redact(_trace(error), *secrets))

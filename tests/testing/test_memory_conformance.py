@@ -1,30 +1,17 @@
-"""The memory backend passes the conformance suite: the whole matrix of faults, in this process."""
+"""The memory backend passes the conformance suite with the whole matrix of faults: in this process, and kept in a file,
+which outlives one that is killed.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
-from volkit.testing import BackendSuite, Storage, Witness
-from volkit.testing.memory import ARRAYS, Array, MemoryBackend, memory_settings
+import pytest
 
-
-class ArrayWitness(Witness):
-    """Looks into the dictionary."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-
-    def volumes(self) -> list[str]:
-        return list(self.array.volumes)
-
-    def snapshots(self) -> list[str]:
-        return list(self.array.snapshots)
-
-    def attachments(self) -> list[tuple[str, str]]:
-        return [(id_, node) for id_, stored in self.array.volumes.items() for node in stored.nodes]
-
-    def capacity(self, volume_id: str) -> int:
-        return self.array.volumes[volume_id].volume.capacity
+from volkit.interfaces import ConnectsPerPod
+from volkit.testing import BackendSuite, Storage
+from volkit.testing.memory import ARRAYS, ArrayWitness, MemoryBackend, MemoryNode, memory_settings
 
 
 class TestMemory(BackendSuite):
@@ -34,3 +21,28 @@ class TestMemory(BackendSuite):
     def storage(self, directory: Path) -> Storage:
         settings = memory_settings(root=directory)
         return Storage(settings=settings, witness=ArrayWitness(ARRAYS[settings.array]), outlives=False)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(900)  # where all is tried
+class TestInAFile(BackendSuite):
+    backend = MemoryBackend
+    mutable = {"tier": "slow"}  # noqa: RUF012 (read only)
+
+    def storage(self, directory: Path) -> Storage:
+        settings = memory_settings(root=directory, file=directory / "array")
+        return Storage(settings=settings, witness=ArrayWitness(ARRAYS[settings.array]))
+
+
+class PerPodNode(MemoryNode, ConnectsPerPod):
+    pass
+
+
+class PerPodBackend(MemoryBackend):
+    node = PerPodNode
+
+
+@pytest.mark.root
+class TestPerPod(TestInAFile):
+    backend = PerPodBackend
+    sampled: ClassVar[bool] = True

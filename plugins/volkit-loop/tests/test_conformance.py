@@ -18,6 +18,8 @@ from volkit_loop.witness import Images
 class TestLoop(BackendSuite):
     backend = LoopBackend
     size: ClassVar[int] = 16 << 20
+    sample_faults = 0
 
     def storage(self, directory: Path) -> Storage:
-        return Storage(settings=LoopSettings(pool=directory), witness=Images(directory))
+        images = Images(directory)
+        return Storage(settings=LoopSettings(pool=directory), witness=images, reboot=images.detach)

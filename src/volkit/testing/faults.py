@@ -1,5 +1,5 @@
-"""Faults on purpose: a backend whose every call is watched, and can be made to fail before, inside or after;
-a journal that fails at a write; a child process that is killed.
+"""Faults on purpose: what fails, and where; a backend whose every call is watched, and can be made to fail before,
+inside or after.
 """
 
 from __future__ import annotations
@@ -7,12 +7,9 @@ from __future__ import annotations
 import errno
 import functools
 import gc
-import os
-import pickle
-import signal
 import sys
 import threading
-import warnings
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,9 +19,7 @@ from attrs import define, field, frozen
 
 from volkit import model, requests
 from volkit.backend import Backend
-from volkit.errors import Ambiguous, DeadlineExceeded, ResourceExhausted, Unavailable, VolkitError
-from volkit.journal import Delete, Entry, Journal, Lease, Put, SharedJournal
-from volkit.journal.memory import MemoryJournal
+from volkit.errors import DeadlineExceeded, ResourceExhausted, Unavailable, VolkitError
 
 METHODS: dict[str, tuple[type, ...]] = {
     "create_volume": (model.Volume,),
@@ -75,50 +70,87 @@ class Point:
         return f"{when} {self.place} #{self.number}"
 
 
-@frozen
+@frozen(kw_only=True)
 class Failure:
-    """What happens there. `final` is one after which the caller takes it that nothing was made."""
+    """What happens there. `final` is one after which the caller takes it that nothing was made; after one that
+    `ends` the process is gone; what `lasts` is away until the next one is started. In a `power_cut` the machine is
+    gone: what it had mounted, and the last `lost` records that were not durable (None: all of them).
+    """
 
     name: str
     make: Callable[[], BaseException]
     final: bool = False
+    ends: bool = False
+    lasts: bool = False
+    power_cut: bool = False
+    lost: int | None = None
 
 
-KILL = Failure("kill", lambda: Killed("killed"))
-POWER_CUT = Failure("power cut", lambda: Killed("no power"))
+def _killed() -> Killed:
+    return Killed("killed")
+
+
+KILL = Failure(name="kill", make=_killed, ends=True)
+POWER_CUT = Failure(name="power cut", make=_killed, ends=True, power_cut=True)
+TORN_LOG = Failure(name="torn log", make=_killed, ends=True, power_cut=True, lost=1)
+EXCEPTION = Failure(name="exception", make=lambda: RuntimeError("injected"))
+AWAY = Failure(name="store away", make=lambda: Unavailable("injected: the store is away"), lasts=True)
 FAILURES = (
     KILL,
     POWER_CUT,
-    Failure("exception", lambda: RuntimeError("injected")),
-    Failure("lost reply", lambda: Unavailable("injected: the reply is lost")),
-    Failure("timeout", lambda: DeadlineExceeded("injected: no reply in time")),
-    Failure("disk full", lambda: OSError(errno.ENOSPC, "injected: no space left")),
-    Failure("refusal", lambda: ResourceExhausted("injected: no room"), final=True),
+    TORN_LOG,
+    EXCEPTION,
+    Failure(name="lost reply", make=lambda: Unavailable("injected: the reply is lost")),
+    Failure(name="timeout", make=lambda: DeadlineExceeded("injected: no reply in time")),
+    Failure(name="disk full", make=lambda: OSError(errno.ENOSPC, "injected: no space left")),
+    AWAY,
+    Failure(name="refusal", make=lambda: ResourceExhausted("injected: no room"), final=True),
 )
+"""At a call of the backend."""
 JOURNAL_FAILURES = (
     KILL,
     POWER_CUT,
-    Failure("disk full", lambda: Unavailable("injected: the journal's disk is full")),
+    TORN_LOG,
+    Failure(name="disk full", make=lambda: Unavailable("injected: the journal's disk is full")),
+    AWAY,
 )
+"""At a write of the journal."""
+INSIDE_FAILURES = (KILL, EXCEPTION)
+"""At an event inside a call of the backend."""
 
 
 @define(eq=False)
 class Spy:
-    """Sees every call of a backend's method: what it does wrong by itself, and where it can be made to fail."""
+    """Sees every call of a backend's method: what it does wrong by itself, and where it can be made to fail.
+
+    `away` is "backend" or "journal" where that answers no call any more; `secrets` must not be told.
+    """
 
     wrong: list[str] = field(factory=list)
     reached: list[Point] = field(factory=list)
     events: dict[tuple[str, int], int] = field(factory=dict)
     count_events: bool = False
     fired: bool = False
+    away: str = ""
+    secrets: tuple[str, ...] = ()
     _armed: tuple[Point, Callable[[], None]] | None = None
     _counts: dict[str, int] = field(factory=dict)
     _lock: Any = field(factory=threading.RLock)
 
     def begin(self, point: Point | None = None, act: Callable[[], None] = lambda: None) -> None:
         """Count from here on, and `act` once at `point`."""
-        self._counts, self.reached, self.events, self.fired = {}, [], {}, False
+        self._counts, self.reached, self.events, self.fired, self.away = {}, [], {}, False, ""
         self._armed = (point, act) if point else None
+
+    def fail(self, point: Point, failure: Failure) -> None:
+        """Count from here on, and have `failure` once at `point`, or from there on."""
+
+        def act() -> None:
+            if failure.lasts:
+                self.away = "journal" if point.place == "journal" else "backend"
+            raise failure.make()
+
+        self.begin(point, act)
 
     def next(self, place: str) -> int:
         """The number of this call of `place`, from 1."""
@@ -138,6 +170,8 @@ class Spy:
 
     def call(self, name: str, method: Callable[[Any], Any], request: Any) -> Any:
         """`method(request)`, watched."""
+        if self.away == "backend":
+            raise AWAY.make()
         number = self.next(name)
         self.at(Point(name, number))
         armed = self._armed
@@ -152,9 +186,12 @@ class Spy:
                     result = method(request)
             else:
                 result = method(request)
-        except (VolkitError, Killed):
+        except Killed:
             raise
-        except Exception as error:
+        except VolkitError as error:
+            self.listen(f"the error of {name}", "".join(traceback.format_exception(error)))
+            raise
+        except (Exception, SystemExit) as error:
             if not self.fired:
                 self.wrong.append(
                     f"{name} raised {type(error).__name__} ({error}): raise an error of volkit.errors"
@@ -164,7 +201,13 @@ class Spy:
         self.at(Point(name, number, "after"))
         return result
 
+    def listen(self, what: str, text: str) -> None:
+        """Is there a secret in it?"""
+        if any(secret in text for secret in self.secrets):
+            self.wrong.append(f"{what} tells a secret: leave it out")
+
     def _judge(self, name: str, result: Any) -> None:
+        self.listen(f"the result of {name}", repr(result))
         allowed = METHODS[name]
         if not isinstance(result, allowed):
             expected = " or ".join(one.__name__ for one in allowed).replace("NoneType", "None")
@@ -236,134 +279,3 @@ def _watched_method(cls: type, name: str, spy: Spy) -> Callable[[Any, Any], Any]
         return spy.call(name, functools.partial(original, self), request)
 
     return method
-
-
-class Volatile(MemoryJournal):
-    """A journal in memory that forgets, when the power is cut, what was written after its last durable write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._synced: dict[str, tuple[str, int]] = {}
-
-    def write(self, *changes: Put | Delete, durable: bool = True) -> None:
-        super().write(*changes, durable=durable)
-        if durable:
-            with self._lock:
-                self._synced = dict(self._records)
-
-    def cut_power(self) -> None:
-        with self._lock:
-            self._records = dict(self._synced)
-
-    def sync(self) -> None:
-        """As time does."""
-        with self._lock:
-            self._synced = dict(self._records)
-
-
-def watch(inner: Journal, spy: Spy) -> WatchedJournal:
-    """`inner` with its writes as points of a spy; shared where it is."""
-    return (
-        WatchedSharedJournal(inner, spy) if isinstance(inner, SharedJournal) else WatchedJournal(inner, spy)
-    )
-
-
-class WatchedJournal(Journal):
-    """A journal whose writes are points of a spy. Closing leaves `inner` open: it outlives its process."""
-
-    def __init__(self, inner: Journal, spy: Spy) -> None:
-        self.inner = inner
-        self._spy = spy
-
-    def get(self, key: str) -> Entry | None:
-        return self.inner.get(key)
-
-    def scan(self, prefix: str, *, after: str = "", limit: int = 0) -> list[Entry]:
-        return self.inner.scan(prefix, after=after, limit=limit)
-
-    def write(self, *changes: Put | Delete, durable: bool = True) -> None:
-        number = self._spy.next("journal")
-        self._spy.at(Point("journal", number))
-        self.inner.write(*changes, durable=durable)
-        self._spy.at(Point("journal", number, "after"))
-
-    def close(self) -> None:
-        """Nothing: the next process goes on with it."""
-
-    def fence(self) -> None:
-        self.inner.fence()
-
-
-class WatchedSharedJournal(WatchedJournal, SharedJournal):
-    """The same of a journal that has leases."""
-
-    def lease(self, key: str, *, wait: float) -> Lease | None:
-        assert isinstance(self.inner, SharedJournal)
-        return self.inner.lease(key, wait=wait)
-
-
-# -- a process that is really killed
-
-
-_SYSTEM = frozenset({"posix", "fcntl", "sqlite3", "_sqlite3", "_posixsubprocess", "shutil"})
-
-
-def in_child(work: Callable[[], Any], *, kill_at: int = 0, seconds: float = 60.0) -> tuple[int, bool]:
-    """Run `work` in a child process; SIGKILL it at its `kill_at`-th system call (0: never).
-
-    Returns how many system calls it began or ended, and whether it was killed. Its errors of volkit are its
-    own affair. Raises TimeoutError where it takes longer than `seconds`.
-    """
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads: the child starts afresh
-        pid = os.fork()
-    if pid == 0:
-        _child(work, kill_at, seconds, writer)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read()
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        raise TimeoutError(f"the child process did not end in {seconds:.0f} s")
-    if os.WIFSIGNALED(status):
-        return kill_at, True
-    count, error = pickle.loads(answer)
-    if error:
-        raise RuntimeError(f"in the child process: {error}")
-    return int(count), False
-
-
-def _child(work: Callable[[], Any], kill_at: int, seconds: float, writer: int) -> None:
-    count, error = 0, ""
-    gc.disable()  # it would copy all the memory that is shared with the parent
-
-    def profile(frame: FrameType, event: str, arg: Any) -> None:
-        nonlocal count
-        if event in ("c_call", "c_return"):
-            module = getattr(arg, "__module__", None) or type(getattr(arg, "__self__", None)).__module__
-            if module not in _SYSTEM:
-                return
-        elif event not in ("call", "return") or frame.f_globals.get("__name__") != "volkit.host._syscalls":
-            return
-        count += 1
-        if count == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        threading.setprofile(profile)
-        sys.setprofile(profile)
-        try:
-            work()
-        finally:
-            sys.setprofile(None)
-            threading.setprofile(None)
-    except Ambiguous:
-        pass
-    except BaseException as caught:
-        error = f"{type(caught).__name__}: {caught}"
-    finally:
-        os.write(writer, pickle.dumps((count, error)))
-        os._exit(0)

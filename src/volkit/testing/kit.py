@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import threading
+import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from volkit import requests as r
 from volkit.backend import Backend
-from volkit.errors import Ambiguous, VolkitError
+from volkit.errors import Ambiguous, InUse, VolkitError
 from volkit.interfaces import Mixin, Node
 from volkit.journal import Journal
 from volkit.model import BlockVolume, Capability, CapacityRange, Secrets, Snapshot, Volume
-from volkit.testing.faults import Spy, Volatile, watch, watched
+from volkit.testing.faults import Spy, watched
+from volkit.testing.journals import VolatileJournal, tear, watched_journal
 from volkit.testing.witness import Storage, Witness, required_of
 
 if TYPE_CHECKING:
@@ -64,7 +68,12 @@ def needs(
 
 def missing(case: Callable[..., Any], has: Callable[[type[Any]], bool]) -> str:
     """Why a backend cannot be asked this, or ""."""
-    mixins, several, lacks = getattr(case, "needs", ((), (), None))
+    return lacking(getattr(case, "needs", ((), (), None)), has)
+
+
+def lacking(needed: tuple[Any, ...], has: Callable[[type[Any]], bool]) -> str:
+    """What of `needed`, as `needs` has it, a backend has not, or ""."""
+    mixins, several, lacks = needed
     if Node in mixins and has(Node) and os.geteuid() != 0:
         return "to mount needs root"
     for mixin in mixins:
@@ -82,14 +91,15 @@ class Kit:
 
     def __init__(self, suite: BackendSuite, directory: Path, *, full: bool = False) -> None:
         self.suite = suite
-        self.full = full
+        self.full = full and not suite.sampled
         self.directory = directory
         (directory / "storage").mkdir()
         self.storage: Storage = suite.storage(directory / "storage")
         self.backend: type[Backend[Any, Any]] = suite.backend
         self.spy = Spy()
-        self.journal: Journal = Volatile()
-        self.open_journal: Callable[[], Journal] = lambda: watch(self.journal, self.spy)
+        self.journal: Journal = suite.journal()
+        self.open_journal: Callable[[], Journal] = lambda: watched_journal(self.journal, self.spy)
+        self.told: Mapping[str, str] = {}
         self._watched = watched(self.backend, self.spy)
         controller = self.backend.controller_class(self.storage.settings)
         self.controller_class = controller
@@ -151,15 +161,41 @@ class Kit:
             self._driver.close()
             self._driver = None
 
+    def lose_journal(self) -> None:
+        """As after the loss of a disk: a new, empty journal."""
+        self.stop()
+        self.journal.close()
+        self.journal = self.suite.journal()
+
+    def power_cut(self, lost: int | None) -> None:
+        """As a power cut leaves this machine: nothing is mounted or attached, and of what the journal was not made
+        to sync the last `lost` records are gone (None: all).
+        """
+        from volkit.host import mounts
+
+        self.stop()
+        if isinstance(self.journal, VolatileJournal):
+            self.journal.power_cut(lost)
+        for mount in reversed(mounts.mounts(under=str(self.directory))):
+            mounts.unmount(mount.mount_point, lazy=True)
+        self.storage.reboot()
+
+    def tear_log(self, journal: Path, synced: int, seed: int) -> None:
+        """As a power cut leaves the log of the SQLite journal at this path, of which so many bytes were synced."""
+        tear(journal, synced, random.Random(seed))
+
     def run(self, operation: str, request: Any) -> Any:
         """One operation. Raises what the driver raises, and Fault where it does not answer, or where the
         backend was seen to do wrong.
         """
+        self.spy.listen(f"the repr of a request of {operation}", repr(request))
         try:
             result = self.within(lambda: self.driver.run(operation, request), operation)
         except VolkitError as error:
+            self.spy.listen(f"what {operation} answers", "".join(traceback.format_exception(error)))
             self._judge(error)
             raise
+        self.spy.listen(f"what {operation} answers", repr(result))
         self._judge(None)
         return result
 
@@ -206,6 +242,33 @@ class Kit:
             "attachments": Counter(self.witness.attachments()),
         }
 
+    def more(self) -> dict[str, int]:
+        """How many of each sort the witness sees more than at the beginning."""
+        return {sort: now.total() - self.before[sort].total() for sort, now in self.seen().items()}
+
+    def recover(self) -> None:
+        """What `volkit recover` does, and as soon as it may."""
+        from volkit.recovery import recover
+        from volkit.testing.suite import BackendSuite
+
+        self.stop()
+        backend, settings = self.backend, self.storage.settings
+        # the engine itself, also where the suite has a wire before it
+        engine: Any = BackendSuite.serve(
+            self.suite, backend, settings, self.directory / "state", self.open_journal()
+        )
+        for _ in recover(engine, min_age=0):
+            pass
+        engine.close()
+
+    def recorded(self) -> list[str]:
+        """The keys of all that is in the journal."""
+        journal = self.open_journal()
+        try:
+            return [entry.key for entry in journal.scan("")]
+        finally:
+            journal.close()
+
     def expect(self, when: str, **more: int) -> None:
         """The witness sees just so many volumes, snapshots, attachments more than at the beginning."""
         for sort, now in self.seen().items():
@@ -231,6 +294,11 @@ class Kit:
 
     # -- making
 
+    @property
+    def secrets(self) -> Secrets:
+        """What each call carries: the suite's secrets, and those that a case wants to hear of."""
+        return Secrets({**self.suite.secrets, **self.told})
+
     def name(self) -> str:
         """A volume's name that was not used before."""
         return f"volkit-kit-{next(self._numbers)}"
@@ -240,7 +308,7 @@ class Kit:
         given = {
             "parameters": dict(self.suite.parameters),
             "capabilities": (SINGLE,),
-            "secrets": Secrets(self.suite.secrets),
+            "secrets": self.secrets,
             "capacity_range": CapacityRange(required=self.suite.size),
             **fields,
         }
@@ -257,30 +325,25 @@ class Kit:
         return volume
 
     def delete(self, volume_id: str) -> None:
-        secrets = Secrets(self.suite.secrets)
-        self.run("delete_volume", r.DeleteVolumeRequest(volume_id=volume_id, secrets=secrets))
+        self.run("delete_volume", r.DeleteVolumeRequest(volume_id=volume_id, secrets=self.secrets))
 
     def get(self, volume_id: str) -> Volume:
         """The volume as it is now. Raises NotFound."""
-        secrets = Secrets(self.suite.secrets)
-        entry: r.VolumeEntry = self.run(
-            "get_volume", r.GetVolumeRequest(volume_id=volume_id, secrets=secrets)
-        )
+        request = r.GetVolumeRequest(volume_id=volume_id, secrets=self.secrets)
+        entry: r.VolumeEntry = self.run("get_volume", request)
         return entry.volume
 
     def cut(self, volume_id: str, name: str = "") -> Snapshot:
         """Make a snapshot, to be removed at the end."""
-        secrets = Secrets(self.suite.secrets)
         request = r.CreateSnapshotRequest(
-            name=name or self.name(), source_volume_id=volume_id, secrets=secrets
+            name=name or self.name(), source_volume_id=volume_id, secrets=self.secrets
         )
         snapshot: Snapshot = self.run("create_snapshot", request)
         self.later(lambda: self.uncut(snapshot.id))
         return snapshot
 
     def uncut(self, snapshot_id: str) -> None:
-        secrets = Secrets(self.suite.secrets)
-        self.run("delete_snapshot", r.DeleteSnapshotRequest(snapshot_id=snapshot_id, secrets=secrets))
+        self.run("delete_snapshot", r.DeleteSnapshotRequest(snapshot_id=snapshot_id, secrets=self.secrets))
 
     def larger(self, volume: Volume) -> int:
         """Bytes that the volume could be grown to."""
@@ -291,9 +354,17 @@ class Kit:
         self._made.append(undo)
 
     def undo(self) -> None:
-        """Do all of it now. Raises what goes wrong."""
+        """Do all of it now, and as an orchestrator does: again where something is in use. Raises what goes wrong."""
+        until = time.monotonic() + min(5.0, self.suite.patience)
         while self._made:
-            self._made.pop()()
+            try:
+                self._made[-1]()
+            except InUse:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+            else:
+                self._made.pop()
 
     @property
     def block(self) -> bool:
@@ -309,6 +380,7 @@ class Kit:
             with suppress(VolkitError, Fault):
                 undo()
         self.stop()
+        self.journal.close()
         if judge:
             self._judge(None)
             self.expect("after everything made is removed")

@@ -2,15 +2,19 @@
 capability.
 
 Its storage outlives its controllers, as a real one does: two controllers made with the same `Settings.array`
-see the same volumes. Its node has no devices: a volume is a directory below `Settings.root`, also one that an
-administrator made there.
+see the same volumes. With `Settings.file` it outlives its process, too. Its node has no devices: a volume is a
+directory below `Settings.root`, also one that an administrator made there.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pickle
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +65,7 @@ from volkit.requests import (
     NodeInfo,
     Page,
 )
+from volkit.testing.witness import Witness
 
 
 @define
@@ -83,13 +88,75 @@ class Array:
     volumes: dict[str, Stored] = field(factory=dict)
     snapshots: dict[str, tuple[str, Snapshot]] = field(factory=dict)
     made: int = 0
-    lock: threading.RLock = field(factory=threading.RLock, repr=False)
+    lock: AbstractContextManager[Any] = field(factory=threading.RLock, repr=False)
     before: Callable[[str], None] = field(default=lambda method: None, repr=False)
+
+    @classmethod
+    def in_file(cls, path: Path) -> Array:
+        """An array that is kept in a file, and shared by all who have it open, one at a time."""
+        array = cls()
+        array.lock = _InFile(array, path)
+        return array
+
+    def image(self) -> bytes:
+        """All of it, as bytes."""
+        volumes = [
+            (one.volume.id, one.volume.capacity, one.volume.source, one.name, one.tier, sorted(one.nodes))
+            for one in self.volumes.values()
+        ]
+        return pickle.dumps((self.made, volumes, self.snapshots))
+
+    def load(self, image: bytes) -> None:
+        """Be what `image` was."""
+        self.made, volumes, self.snapshots = pickle.loads(image)
+        self.volumes = {
+            id_: Stored(FileVolume(id=id_, capacity=capacity, source=source), name, tier, set(nodes))
+            for id_, capacity, source, name, tier, nodes in volumes
+        }
 
     def next_id(self, sort: str) -> str:
         """An id of the array's own."""
         self.made += 1
         return f"{sort}-{self.made:08d}"
+
+
+class _InFile(AbstractContextManager["_InFile"]):
+    """The lock of an array in a file: what is changed under it is written at its end, all or nothing."""
+
+    def __init__(self, array: Array, path: Path) -> None:
+        self._array = array
+        self._path = os.fspath(path)
+        self._mine = threading.RLock()
+        self._depth = 0
+        self._descriptor = -1
+        self._image = b""
+
+    def __enter__(self) -> _InFile:
+        self._mine.acquire()
+        self._depth += 1
+        if self._depth == 1:
+            self._descriptor = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                self._image = Path(self._path).read_bytes()
+                self._array.load(self._image)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            if self._depth == 1 and (image := self._array.image()) != self._image:
+                draft = os.open(
+                    f"{self._path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+                )
+                os.write(draft, image)
+                os.close(draft)
+                os.replace(f"{self._path}.new", self._path)
+                self._image = image
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                os.close(self._descriptor)
+            self._mine.release()
 
 
 ARRAYS: dict[str, Array] = {}
@@ -98,10 +165,20 @@ ARRAYS: dict[str, Array] = {}
 
 @frozen
 class MemorySettings:
-    """`array` names the storage; `root` is where its node keeps the directories of volumes."""
+    """`array` names the storage; `root` is where its node keeps the directories of volumes; in `file` the storage
+    outlives its process.
+    """
 
     array: str = option(default="default", help="which array of this process")
+    file: Path | None = option(default=None, help="file that the array is kept in")
     root: Path | None = option(default=None, help="directory below which volumes have their files")
+
+
+def array_of(settings: MemorySettings) -> Array:
+    """The storage that the settings name."""
+    if settings.array not in ARRAYS:
+        ARRAYS[settings.array] = Array.in_file(settings.file) if settings.file else Array()
+    return ARRAYS[settings.array]
 
 
 @frozen
@@ -130,7 +207,7 @@ class MemoryController(
 
     def __init__(self, settings: MemorySettings, node_id: str = "") -> None:
         super().__init__(settings, node_id)
-        self.array = ARRAYS.setdefault(settings.array, Array())
+        self.array = array_of(settings)
 
     def create_volume(self, request: CreateVolumeRequest[MemoryParameters]) -> Volume:
         with self.array.lock:
@@ -260,8 +337,10 @@ class MemoryNode(Node[MemorySettings]):
         if self.settings.root is None:
             raise NotFound("the memory backend needs the setting 'root' to mount anything")
         directory = self.settings.root / request.volume_id
-        if request.volume_id in ARRAYS.setdefault(self.settings.array, Array()).volumes:
-            directory.mkdir(parents=True, exist_ok=True)
+        array = array_of(self.settings)
+        with array.lock:
+            if request.volume_id in array.volumes:
+                directory.mkdir(parents=True, exist_ok=True)
         if not directory.is_dir():
             raise NotFound(f"there is no volume {request.volume_id!r}")
         return FileConnection(directory=str(directory))
@@ -271,6 +350,29 @@ class MemoryNode(Node[MemorySettings]):
 
     def info(self) -> NodeInfo:
         return NodeInfo(facts={"port": "fc:1"})
+
+
+class ArrayWitness(Witness):
+    """Looks into the array, without the controller."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    def volumes(self) -> list[str]:
+        with self.array.lock:
+            return list(self.array.volumes)
+
+    def snapshots(self) -> list[str]:
+        with self.array.lock:
+            return list(self.array.snapshots)
+
+    def attachments(self) -> list[tuple[str, str]]:
+        with self.array.lock:
+            return [(id_, node) for id_, stored in self.array.volumes.items() for node in stored.nodes]
+
+    def capacity(self, volume_id: str) -> int:
+        with self.array.lock:
+            return self.array.volumes[volume_id].volume.capacity
 
 
 class MemoryBackend(Backend[MemorySettings, MemoryParameters]):
@@ -287,6 +389,6 @@ class MemoryBackend(Backend[MemorySettings, MemoryParameters]):
 
 def memory_settings(**values: Any) -> MemorySettings:
     """Settings with an array of their own."""
-    name = f"array-{len(ARRAYS)}"
-    ARRAYS[name] = Array()
-    return MemorySettings(array=name, **values)
+    settings = MemorySettings(array=f"array-{len(ARRAYS)}", **values)
+    array_of(settings)
+    return settings

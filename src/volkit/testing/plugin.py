@@ -31,8 +31,7 @@ def volkit_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
     suite: Any = request.instance
     if faults := broken_rules(type(suite)):
         pytest.fail("; ".join(faults), pytrace=False)
-    full = request.config.getoption("--volkit-faults") == "full" and not suite.sampled
-    kit = Kit(suite, tmp_path, full=full)
+    kit = Kit(suite, tmp_path, full=request.config.getoption("--volkit-faults") == "full")
     reason = missing(request.function, kit.has)
     if request.function.__name__.startswith("test_kill_") and not kit.storage.outlives:
         reason = "the storage ends with its process: test_faults_… has its kills"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from volkit.interfaces import (
     ReportsTopology,
     Snapshots,
 )
-from volkit.model import AccessMode, AccessType, Capability, SnapshotSource, Topology, Volume
+from volkit.model import AccessMode, AccessType, Capability, CapacityRange, SnapshotSource, Topology, Volume
 from volkit.testing.kit import SINGLE, Kit, check, needs
 from volkit.testing.volume_cases import check_record, pages
 
@@ -190,6 +191,7 @@ class Used:
         self.staging.mkdir(parents=True, exist_ok=True)
         self.target.parent.mkdir(exist_ok=True)
         self.context: Any = {}
+        self.written = False
         kit.later(self.end)
 
     @property
@@ -199,7 +201,7 @@ class Used:
     def attach(self) -> None:
         if self.kit.has(Publishes):
             node = self.kit.run("node_info", r.NodeInfoRequest()).node_id
-            request = publish_request(self.volume, node, capability=self.capability)
+            request = publish_request(self.volume, node, capability=self.capability, secrets=self.kit.secrets)
             self.context = self.kit.run("controller_publish", request).publish_context
 
     def stage(self, **fields: Any) -> None:
@@ -211,6 +213,7 @@ class Used:
             "capability": self.capability,
             "volume_context": self.volume.context,
             "publish_context": self.context,
+            "secrets": self.kit.secrets,
         }
         self.kit.run("node_stage", r.NodeStageRequest(**{**given, **fields}))
 
@@ -222,6 +225,7 @@ class Used:
             "capability": self.capability,
             "volume_context": self.volume.context,
             "publish_context": self.context,
+            "secrets": self.kit.secrets,
         }
         self.kit.run("node_publish", r.NodePublishRequest(**{**given, **fields}))
 
@@ -236,7 +240,46 @@ class Used:
 
     def detach(self) -> None:
         if self.kit.has(Publishes):
-            self.kit.run("controller_unpublish", r.ControllerUnpublishRequest(volume_id=self.volume.id))
+            request = r.ControllerUnpublishRequest(volume_id=self.volume.id, secrets=self.kit.secrets)
+            self.kit.run("controller_unpublish", request)
+
+    def grow(self) -> None:
+        """Have the node notice the size that the volume has now."""
+        request = r.NodeExpandRequest(
+            volume_id=self.volume.id,
+            volume_path=str(self.target),
+            staging_target_path=str(self.staging),
+            capacity_range=CapacityRange(required=self.volume.capacity),
+            capability=self.capability,
+            secrets=self.kit.secrets,
+        )
+        self.kit.run("node_expand", request)
+
+    def write(self) -> None:
+        """Leave something in the volume, as it is published."""
+        descriptor = os.open(self._place, os.O_RDWR | os.O_CREAT)
+        try:
+            os.pwrite(descriptor, self._mark, 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.written = True
+
+    def check_written(self) -> None:
+        """Is it still there?"""
+        if self.written:
+            found = b""
+            with suppress(FileNotFoundError), open(self._place, "rb") as file:
+                found = file.read(len(self._mark))
+            check(found == self._mark, "what was written to the volume is gone")
+
+    @property
+    def _place(self) -> Path:
+        return self.target if self.capability.block else self.target / "volkit"
+
+    @property
+    def _mark(self) -> bytes:
+        return self.volume.id.encode().ljust(512, b"\0")
 
     def begin(self) -> None:
         """All the way up."""
@@ -272,7 +315,10 @@ class NodeCases:
         file.write_text("kept")
         kit.stop()
         used.publish()
-        check(file.read_text() == "kept", "a repeated publish hides what was written")
+        check(
+            file.exists() and file.read_text() == "kept",
+            "a repeated publish hides or removes what was written",
+        )
         with kit.refused("to delete a published volume", InUse):
             kit.delete(used.volume.id)
         check(self._attached(kit) == attached, "repeated calls attach the volume to this node once more")
@@ -284,7 +330,10 @@ class NodeCases:
         used.detach()
         kit.expect("after unpublish and unstage", volumes=1)
         used.begin()
-        check(file.read_text() == "kept", "what was written is gone when the volume is mounted again")
+        check(
+            file.exists() and file.read_text() == "kept",
+            "what was written is gone when the volume is mounted again",
+        )
 
     @staticmethod
     def _attached(kit: Kit) -> int:

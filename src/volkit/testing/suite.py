@@ -9,15 +9,17 @@ from typing import Any, ClassVar
 
 from volkit.backend import Backend
 from volkit.engine import Engine
-from volkit.journal import Journal
+from volkit.journal import Journal, SharedJournal
 from volkit.testing.fault_cases import FaultCases
+from volkit.testing.journals import VolatileJournal
 from volkit.testing.kit import Driver
+from volkit.testing.secret_cases import SecretCases
 from volkit.testing.sharing_cases import AttachmentCases, NodeCases, SnapshotCases
 from volkit.testing.volume_cases import VolumeCases
 from volkit.testing.witness import Storage
 
 
-class BackendSuite(VolumeCases, SnapshotCases, AttachmentCases, NodeCases, FaultCases):
+class BackendSuite(VolumeCases, SnapshotCases, AttachmentCases, NodeCases, FaultCases, SecretCases):
     """Everything that volkit promises of a backend, tried. Subclass it as `Test…`, set `backend`, define
     `storage`.
 
@@ -43,6 +45,10 @@ class BackendSuite(VolumeCases, SnapshotCases, AttachmentCases, NodeCases, Fault
     """A sample of the faults, also where all are asked for: for a suite that repeats another one's through a wire."""
     sequences: ClassVar[int] = 0
     """How many random sequences of calls are tried; 0 leaves it to the kit: 100 in memory, 10 on a real storage."""
+    sample_faults: ClassVar[int | None] = None
+    """How many faults in one operation are tried: None is all on a storage in memory and 24 on a real one, 0 is all."""
+    sample_kills: ClassVar[int] = 8
+    """How many processes are killed in one operation; 0 is one at each system call."""
     patience: ClassVar[float] = 30.0
     """Seconds after which a call is said to hang."""
 
@@ -50,12 +56,27 @@ class BackendSuite(VolumeCases, SnapshotCases, AttachmentCases, NodeCases, Fault
         """A storage to work on, `directory` being an empty one that is removed after the case."""
         raise TypeError(f"{type(self).__name__} has no storage(): define it, and return a Storage")
 
+    def journal(self) -> Journal:
+        """The journal that the driver is given, empty: one in memory, of which a power cut takes what is not
+        durable. Override it to test with another, such as one in etcd.
+        """
+        return VolatileJournal()
+
     def serve(
         self, backend: type[Backend[Any, Any]], settings: Any, state_dir: Path, journal: Journal
     ) -> Driver:
-        """What is tested: an engine. Override it to put a wire before one; `backend` is this suite's, watched."""
-        places: dict[str, Any] = {"state_dir": state_dir, "journal": journal, "node_journal": journal}
-        return Engine(backend, settings, node_id=self.node_id, **places)
+        """What is tested: an engine. Override it to put a wire before one; `backend` is this suite's, watched, and so
+        is `journal`.
+        """
+        local = None if isinstance(journal, SharedJournal) else journal  # a node shares nothing
+        return Engine(
+            backend,
+            settings,
+            state_dir=state_dir,
+            journal=journal,
+            node_journal=local,
+            node_id=self.node_id,
+        )
 
 
 CASES: dict[str, Callable[..., None]] = {

@@ -28,7 +28,6 @@ from volkit.interfaces import (
     TakesIds,
     TakesTokens,
 )
-from volkit.journal.memory import MemoryJournal
 from volkit.model import MAX_BYTES, CapacityRange, CloneSource, Volume
 from volkit.testing.kit import SINGLE, Fault, Kit, check, needs
 
@@ -85,8 +84,7 @@ class VolumeCases:
         kit = volkit_kit
         request = kit.request()
         first = kit.create_as(request)
-        kit.stop()
-        kit.journal = MemoryJournal()
+        kit.lose_journal()
         check_same(first, kit.run("create_volume", request), "the same create with an empty journal")
         kit.expect("after a create repeated with an empty journal", volumes=1)
 
@@ -160,8 +158,7 @@ class VolumeCases:
     def test_delete_without_a_journal(self, volkit_kit: Kit) -> None:
         kit = volkit_kit
         volume = kit.create()
-        kit.stop()
-        kit.journal = MemoryJournal()
+        kit.lose_journal()
         kit.delete(volume.id)
         kit.expect("after a delete with an empty journal")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 from attrs import frozen
@@ -46,11 +46,15 @@ class Storage:
 
     `outlives` says that the storage is still there after its process is killed; False only for one that is in
     this process's memory. There a kill is an exception that nothing catches; elsewhere it is SIGKILL.
+
+    `reboot` does to this node what a power cut does to it, save for its mounts: its devices and its sessions with
+    the storage are gone. Of what it made in `storage`'s directory nothing may be lost that is synced.
     """
 
     settings: object
     witness: Witness
     outlives: bool = True
+    reboot: Callable[[], object] = lambda: None
 
 
 class OwnListing(Witness):

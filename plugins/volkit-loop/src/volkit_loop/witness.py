@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from volkit.host import loop
 from volkit.testing import Witness
 
 
@@ -24,14 +25,23 @@ class Images(Witness):
         return [path.stem for path in self._files("snapshots")]
 
     def attachments(self) -> list[str]:
-        found = []
+        return list(self._attached().values())
+
+    def detach(self) -> None:
+        """Detach them all, as a reboot does."""
+        for device in self._attached():
+            loop.detach(device)
+
+    def _attached(self) -> dict[str, str]:
+        """The image of each loop device."""
+        found = {}
         for attribute in Path("/sys/block").glob("loop*/loop/backing_file"):
             try:
                 image = attribute.read_text().strip()
             except OSError:  # detached meanwhile
                 continue
             if image.startswith(f"{self.pool}/"):
-                found.append(image)
+                found[f"/dev/{attribute.parts[3]}"] = image
         return found
 
     def capacity(self, volume_id: str) -> int | None:

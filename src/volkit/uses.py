@@ -292,9 +292,7 @@ class Uses:
         )
 
     def _down(self, volume_id: str, record: Mapping[str, Any], call: r.Call) -> None:
-        carrying.down(
-            self._engine, volume_id, target=record["path"], staging=record["staging"], call=call
-        )
+        carrying.down(self._engine, volume_id, target=record["path"], staging=record["staging"], call=call)
         self._engine.node_journal.write(Delete(key("use", volume_id)), durable=False)
         if self._shared:
             entry = self._engine.journal.get(key("node-of", volume_id))

@@ -30,8 +30,7 @@ THREADS: Final = 256
 
 _NAME = re.compile(r"\d{1,10}\.\d{1,20}")
 _MAX_CALL = 4 << 20  # the kernel takes 2 MiB of arguments
-_HELLO_SECONDS = 5.0
-_STALE_SECONDS = 0.5
+_LOOK_SECONDS = 1.0  # between two looks whether a caller still lives
 _GRACE_SECONDS = 30.0
 
 _log = logging.getLogger("volkit.flex")
@@ -62,7 +61,9 @@ class Daemon:
         calls = self.directory / CALLS
         calls.unlink(missing_ok=True)
         os.mkfifo(calls, 0o600)
-        self._calls = os.open(calls, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # a writer of its own: never at an end
+        self._calls = os.open(
+            calls, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # a writer of its own: never at an end
         for name in stale:
             self._pool.submit(self._turn_away, name)
         draft = self.directory / f".{SERVES}"
@@ -98,7 +99,10 @@ class Daemon:
             os.unlink(self.directory / SERVES)
         self._pool.shutdown(wait=False)
         deadline = time.monotonic() + _GRACE_SECONDS
-        while any(_NAME.fullmatch(one.name) for one in os.scandir(self.directory)) and time.monotonic() < deadline:
+        while (
+            any(_NAME.fullmatch(one.name) for one in os.scandir(self.directory))
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         for end in (self._calls, *self._wake, self._lock):
             os.close(end)
@@ -111,11 +115,8 @@ class Daemon:
             return
         path = self.directory / name
         try:
-            words = _heard(path, _HELLO_SECONDS)
-            if words is None:
-                _log.info("caller %s was gone before it said what it wants", name)
-                return
-            out = _opened(path, _HELLO_SECONDS)  # before the work: where this process dies, the caller reads an end
+            words = _heard(path)
+            out = _opened(path)  # before the work: where this process dies, the caller reads an end
             if out < 0:
                 _log.info("caller %s was gone before its call began: nothing was done", name)
                 return
@@ -129,15 +130,18 @@ class Daemon:
         form, *call = words or ["", ""]
         service = self._services.get(form)
         if service is None:
-            return {"status": wire.FAILURE, "message": "the launcher is of another version: install the driver again"}
+            return {
+                "status": wire.FAILURE,
+                "message": "the launcher is of another version: install the driver again",
+            }
         return service.handle(call)
 
     def _turn_away(self, name: str) -> None:
         """Answer a caller of a daemon before this one, wherever it waits."""
         path = self.directory / name
         try:
-            _heard(path, _STALE_SECONDS)
-            out = _opened(path, _STALE_SECONDS)
+            _heard(path)
+            out = _opened(path)
             if out >= 0:
                 message = "the driver's daemon was started again meanwhile: repeat the call"
                 _say(out, {"status": wire.FAILURE, "message": message})
@@ -158,7 +162,9 @@ def _alone_in(directory: Path) -> int:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         here = directory.stat()
         if here.st_uid != os.geteuid() or stat.S_IMODE(here.st_mode) & 0o077:
-            raise FailedPrecondition(f"{directory} carries secrets and is open to others: chmod 0700 and chown it")
+            raise FailedPrecondition(
+                f"{directory} carries secrets and is open to others: chmod 0700 and chown it"
+            )
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise FailedPrecondition(f"{directory} cannot be used: {error.strerror}") from None
@@ -170,38 +176,50 @@ def _alone_in(directory: Path) -> int:
     return lock
 
 
-def _heard(path: Path, patience: float) -> list[str] | None:
-    """What a caller says, up to its end; None for one that is gone, or says too much."""
+def _lives(caller: Path) -> bool:
+    """Is the process there that made this FIFO?"""
+    pid, _, since = caller.name.partition(".")
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
+        return started(int(pid)) == since
+    except (OSError, IndexError):
+        return False
+
+
+def _heard(path: Path) -> list[str]:
+    """What a caller says, up to its end; [] where that is not what a launcher says, or the caller died."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     said = b""
     try:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        while poll.poll(patience * 1000):
+        while len(said) <= _MAX_CALL:
+            if not poll.poll(_LOOK_SECONDS * 1000):
+                if not _lives(path):
+                    return []
+                continue
             part = os.read(fd, 1 << 16)
             if not part:
-                words = said.split(b"\0")
-                return None if words.pop() or not words else [os.fsdecode(word) for word in words]
+                *words, rest = said.split(b"\0")
+                return [] if rest else [os.fsdecode(word) for word in words]
             said += part
-            if len(said) > _MAX_CALL:
-                return None
-        return None
+        return []
     finally:
         os.close(fd)
 
 
-def _opened(path: Path, patience: float) -> int:
-    """The other direction, once the caller reads; -1 where it does not come."""
-    deadline = time.monotonic() + patience
+def _opened(path: Path) -> int:
+    """The other direction, once the caller reads; -1 where it died."""
+    look = time.monotonic()
     while True:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
-            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+            if error.errno != errno.ENXIO:
                 return -1
+            if time.monotonic() > look:
+                if not _lives(path):
+                    return -1
+                look = time.monotonic() + _LOOK_SECONDS
             time.sleep(0.0002)
         else:
             os.set_blocking(fd, True)

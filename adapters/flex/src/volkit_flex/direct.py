@@ -1,8 +1,8 @@
 """One call in a process of its own: what the launcher of `--mode direct` starts.
 
-Its start-up is the cost of the call, so everything is imported where it is needed, and what needs no backend is answered
-before one is loaded. Whatever happens there is one answer on stdout: also for a SIGTERM, a backend that cannot be loaded,
-a text that somebody prints.
+Its start-up is the cost of the call, so everything is imported where it is needed, and what needs no backend is
+answered before one is loaded. Whatever happens there is one answer on stdout: also for a SIGTERM, a backend that cannot
+be loaded, a text that somebody prints.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def install(path: Path, text: str) -> dict[str, Any]:
     made = not path.parent.exists()
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700), "w", encoding="ascii") as file:
+        with open(
+            os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700), "w", encoding="ascii"
+        ) as file:
             os.fchmod(file.fileno(), 0o700)
             file.write(text)
             file.flush()
@@ -101,7 +103,9 @@ def installed(path: Path) -> dict[str, Any]:
     try:
         settings = launcher.settings_of(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
-        raise NotFound(f"no driver is installed at {path}: give --backend, or the --vendor and --driver of one") from None
+        raise NotFound(
+            f"no driver is installed at {path}: give --backend, or the --vendor and --driver of one"
+        ) from None
     except OSError as error:
         raise FailedPrecondition(f"{path} cannot be read: {error.strerror}") from None
     if settings is None:
@@ -117,7 +121,11 @@ def _refuse_foreign(path: Path) -> None:
 def module_path(modules: Sequence[str]) -> list[str]:
     """The directories that an interpreter without site-packages needs to import these modules, and what they import."""
     standard = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
-    own = [one for one in sys.path if os.path.isdir(one) and not any(one == s or _in_dynload(one, s) for s in standard)]
+    own = [
+        one
+        for one in sys.path
+        if os.path.isdir(one) and not any(one == s or _in_dynload(one, s) for s in standard)
+    ]
     roots = [str(Path(str(__import__(name).__file__)).resolve().parent.parent) for name in modules]
     return list(dict.fromkeys(os.path.abspath(one) for one in (*roots, *own)))
 

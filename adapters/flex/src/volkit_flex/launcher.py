@@ -9,11 +9,12 @@ shell's own redirections and mkfifo(1):
 
     DIR/daemon    "PID START": who serves, and since when (field 22 of /proc/PID/stat); gone or another: nobody
     DIR/calls     the daemon's FIFO; a caller writes one line, the name of its own FIFO: shorter than PIPE_BUF, so whole
-    DIR/NAME      the caller's FIFO: first it writes its words, each ended by NUL, then it reads the answer, one line
+    DIR/NAME      the caller's FIFO, named by its process and since when it runs: first it writes its words, each ended
+                  by NUL, then it reads the answer, one line
 
 The directory is root's alone (0700), so what a FIFO carries nobody else sees, and it is never on a disk. A daemon that
-dies closes its end, and the caller reads the end of the file; one that starts answers whoever was left waiting. A caller
-that dies leaves a FIFO, which the daemon takes away.
+dies closes its end, and the caller reads the end of the file; one that starts answers whoever was left waiting. A
+caller that dies leaves a FIFO, which the daemon takes away. Both have to be in one pid namespace.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ umask 077
 name=$$.$(since ${{mine##*) }})
 call=$dir/$name
 mkfifo "$call" || fail "no FIFO can be made in the driver's directory: is its disk full?"
-printf '%s\n' "$name" 1<>"$dir/calls"
-printf '%s\0' "$@" >"$call"
+printf '%s\\n' "$name" 1<>"$dir/calls"
+printf '%s\\0' "$@" >"$call"
 IFS= read -r answer <"$call" || fail "the driver's daemon ended before it answered: repeat the call"
 printf '%s\\n' "$answer"
 case $answer in
@@ -101,7 +102,13 @@ exit 1
 
 
 def direct(
-    *, name: str, version: str, init: Mapping[str, Any], settings: Mapping[str, Any], python: str, path: Sequence[str]
+    *,
+    name: str,
+    version: str,
+    init: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    python: str,
+    path: Sequence[str],
 ) -> str:
     """A launcher that starts `python` for each call, with `path` as its module path."""
     boot = _BOOT.format(path=list(path))

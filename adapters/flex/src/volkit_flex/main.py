@@ -88,7 +88,9 @@ def _parser(
 ) -> Parser:
     parser = Parser(prog=prog)
     volkit.launch.add_arguments(parser, backend)
-    parser.add_argument("--vendor", default=vendor, metavar="NAME", help="whose driver it is, such as acme.com")
+    parser.add_argument(
+        "--vendor", default=vendor, metavar="NAME", help="whose driver it is, such as acme.com"
+    )
     parser.add_argument(
         "--driver", default=name, metavar="NAME", help="what it is called (default: the backend's name)"
     )
@@ -118,10 +120,17 @@ def _add_own(parser: Parser, command: str) -> None:
             help="start Python for each call, or hand it to `serve` (default: direct)",
         )
         parser.add_argument(
-            "--python", type=_program, default=sys.executable, metavar="PATH", help="the interpreter of --mode direct"
+            "--python",
+            type=_program,
+            default=sys.executable,
+            metavar="PATH",
+            help="the interpreter of --mode direct",
         )
         parser.add_argument(
-            "--log", default="", metavar="FILE", help="FILE or syslog (default: flex.log in the state directory)"
+            "--log",
+            default="",
+            metavar="FILE",
+            help="FILE or syslog (default: flex.log in the state directory)",
         )
     if command in ("install", "serve"):
         parser.add_argument(
@@ -134,12 +143,19 @@ def _add_own(parser: Parser, command: str) -> None:
     if command == "uninstall":
         parser.add_argument("--force", action="store_true", help="also while volumes are mounted by it")
     if command == "explain":
-        parser.add_argument("words", nargs="+", metavar="CALL", help="a call with its arguments, as kubelet makes it")
+        parser.add_argument(
+            "words", nargs="+", metavar="CALL", help="a call with its arguments, as kubelet makes it"
+        )
         parser.add_argument("--json", action="store_true", help="as JSON")
     if command == "migrate":
-        parser.add_argument("files", nargs="+", metavar="FILE", help="PersistentVolumes as YAML or JSON; - for stdin")
         parser.add_argument(
-            "--csi-driver", default="", metavar="NAME", help="what it is called (default: BACKEND.csi.volkit.io)"
+            "files", nargs="+", metavar="FILE", help="PersistentVolumes as YAML or JSON; - for stdin"
+        )
+        parser.add_argument(
+            "--csi-driver",
+            default="",
+            metavar="NAME",
+            help="what it is called (default: BACKEND.csi.volkit.io)",
         )
         parser.add_argument("--name", default="", metavar="NAME", help="of the new PV (default: the same)")
 
@@ -154,7 +170,9 @@ def settings_of(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> dict[
 
     if fixed is None and not args.backend:
         if not args.driver:
-            raise InvalidArgument("no backend: give --backend NAME, or the --vendor and --driver of an installed driver")
+            raise InvalidArgument(
+                "no backend: give --backend NAME, or the --vendor and --driver of an installed driver"
+            )
         return install.installed(_place(args, args.driver))
     backend = fixed if fixed is not None else volkit.load_backend(args.backend)
     given = volkit.launch.read_settings(backend, args.option)
@@ -183,17 +201,22 @@ def _place(args: Namespace, driver: str) -> Path:
 
 
 def _run_dir(args: Namespace, settings: Mapping[str, Any]) -> Path:
-    return (args.run_dir or Path(settings["state_dir"]) / "flex.run").absolute()  # type: ignore[no-any-return]
+    return (args.run_dir or Path(settings["state_dir"]) / "flex.run").absolute()
 
 
 def _refuse_stored_secrets(backend: type[Backend[Any, Any]], given: Sequence[tuple[str, str, str]]) -> None:
     """What is installed holds settings, and no secret: those stay in the files that the settings name."""
     secret = {
-        spelling for one in volkit.options.declared(backend.settings) if one.secret for spelling in one.spellings
+        spelling
+        for one in volkit.options.declared(backend.settings)
+        if one.secret
+        for spelling in one.spellings
     }
     for _, key, text in given:
         if key in secret and not text.startswith("@/"):
-            raise InvalidArgument(f"option {key!r} is secret, and would be stored in the driver: write -o {key}=@/FILE")
+            raise InvalidArgument(
+                f"option {key!r} is secret, and would be stored in the driver: write -o {key}=@/FILE"
+            )
 
 
 # -- the commands
@@ -218,7 +241,12 @@ def _install(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
         expands = engine.has(Expands)
     finally:
         engine.close()
-    common: dict[str, Any] = {"name": path.name, "version": install.version(), "init": init, "settings": settings}
+    common: dict[str, Any] = {
+        "name": path.name,
+        "version": install.version(),
+        "init": init,
+        "settings": settings,
+    }
     if args.mode == "daemon":
         text = launcher.daemon(directory=str(_run_dir(args, settings)), **common)
     else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import volkit
 from volkit import Engine, FailedPrecondition
@@ -54,23 +55,26 @@ def open_engine(settings: Mapping[str, Any]) -> Engine:
 
 def _log_to_syslog(settings: Mapping[str, Any]) -> None:
     """To the system's log, which the journal is on most hosts."""
-    volkit.launch.configure_logging(settings["log_level"], settings["log_format"], stream=_Syslog())
-    sys.stderr = sys.stdout = _Syslog()
+    volkit.launch.configure_logging(
+        settings["log_level"], settings["log_format"], stream=cast("TextIO", _Syslog())
+    )
+    sys.stderr = sys.stdout = cast("TextIO", _Syslog())
     logging.raiseExceptions = False
 
 
-class _Syslog:
+class _Syslog(io.TextIOBase):
     """A stream whose lines are entries of the system's log."""
 
     def __init__(self) -> None:
+        super().__init__()
         import syslog
 
         syslog.openlog("volkit-flex", syslog.LOG_PID, syslog.LOG_DAEMON)
-        self._write = syslog.syslog
+        self._send = syslog.syslog
 
     def write(self, text: str) -> int:
         for line in filter(None, text.splitlines()):
-            self._write(line)
+            self._send(line)
         return len(text)
 
     def flush(self) -> None:

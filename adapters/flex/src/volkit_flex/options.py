@@ -95,7 +95,9 @@ def read_options(call: Callout, backend: type[Backend], *, attaches: bool) -> Op
         fs_group=_fs_group(platform),
         create=read_switch("create", switches["create"]) if "create" in switches else asks,
         ephemeral=read_switch("ephemeral", switches["ephemeral"]) if "ephemeral" in switches else False,
-        first_format=read_switch("firstFormat", switches["firstFormat"]) if "firstFormat" in switches else False,
+        first_format=read_switch("firstFormat", switches["firstFormat"])
+        if "firstFormat" in switches
+        else False,
         secrets=Secrets({**credentials, **secrets}),
         metadata={key: value for key, value in platform.items() if not key.startswith(_SECRET)},
         parameters={**wanted.parameters, **declared_credentials},
@@ -126,7 +128,7 @@ def _secrets(platform: Mapping[str, str]) -> dict[str, str]:
                 found[name] = _decoded(value)
             except ValueError:
                 raise InvalidArgument(
-                    f"secret {name[:64]!r} is not base64 of a text: kubelet encodes it so, write `data` of the Secret likewise"
+                    f"secret {name[:64]!r} is not base64 of a text, as kubelet encodes what is in a Secret"
                 ) from None
     return found
 
@@ -163,4 +165,6 @@ def _check_place(call: Callout) -> None:
         return
     for key, real in ((POD_UID, place[1]), (NAME, place[2])):
         if call.options.get(key, real) != real:
-            raise InvalidArgument(f"option {key!r} is {call.options[key][:64]!r}, and the pod's directory says {real!r}")
+            raise InvalidArgument(
+                f"option {key!r} is {call.options[key][:64]!r}, and the pod's directory says {real!r}"
+            )

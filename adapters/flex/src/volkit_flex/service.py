@@ -26,8 +26,8 @@ from volkit import (
     InvalidArgument,
     NotFound,
     Unsupported,
-    Volume,
     VolkitError,
+    Volume,
     carrying,
 )
 from volkit.guard import hiding
@@ -58,7 +58,9 @@ _MAX_NAME = 200
 _log = logging.getLogger("volkit.flex")
 
 
-def capabilities(backend: type[volkit.Backend[Any, Any]], *, attaches: bool, expands: bool) -> dict[str, bool]:
+def capabilities(
+    backend: type[volkit.Backend[Any, Any]], *, attaches: bool, expands: bool
+) -> dict[str, bool]:
     """What `init` answers, every key of Kubernetes' DriverCapabilities written out."""
     objects = backend.volume.kind == "object"
     per_pod = backend.node is not None and issubclass(backend.node, volkit.ConnectsPerPod)
@@ -84,8 +86,8 @@ class Service:
         self.engine = engine
         self.attaches = attaches
         self.staging = engine.state_dir / "flex"
-        self._node = Records(engine.node_journal)
-        self._controller = Records(engine.journal)
+        self.node_records = Records(engine.node_journal)
+        self.controller_records = Records(engine.journal)
 
     def handle(self, words: list[str]) -> Answer:
         """The answer to a command line. Never raises, and never tells a secret."""
@@ -114,16 +116,19 @@ class Service:
         begun = time.monotonic()
         try:
             method = getattr(self, call.operation)
-            answer: Answer = {"status": wire.SUCCESS, **method(call, self._call())}
+            answer: Answer = {"status": wire.SUCCESS, **method(call, self.limits())}
         except VolkitError as error:
             if not isinstance(error, Unsupported):
-                _log.warning("%s failed after %.3f s: %s", _named(call), time.monotonic() - begun, error.message)
+                _log.warning(
+                    "%s failed after %.3f s: %s", _named(call), time.monotonic() - begun, error.message
+                )
             raise
         _log.info("%s: done in %.3f s", _named(call), time.monotonic() - begun)
         return answer
 
     @staticmethod
-    def _call() -> Call:
+    def limits() -> Call:
+        """What a call may take."""
         return Call(deadline=time.monotonic() + CALL_SECONDS, wait=WAIT_SECONDS)
 
     # -- the driver
@@ -138,19 +143,19 @@ class Service:
     # -- attach and detach: the controller manager
 
     def attach(self, call: Callout, limits: Call) -> Answer:
-        options = self._options(call)
-        old = self._controller.get(records.PV, options.name)
+        options = self.options(call)
+        old = self.controller_records.get(records.PV, options.name)
         nodes = sorted({*old.get("nodes", ()), call.node})
         if not old:  # what was begun for this PV is known, also where there is no volume yet
-            self._controller.put(records.PV, options.name, volume=options.volume, nodes=[])
+            self.controller_records.put(records.PV, options.name, volume=options.volume, nodes=[])
         volume_id, context = self._volume(options, limits)
-        self._controller.put(records.PV, options.name, volume=volume_id, nodes=nodes)
+        self.controller_records.put(records.PV, options.name, volume=volume_id, nodes=nodes)
         published = self._attached(volume_id, context, call.node, options, limits)
         return {"device": token.encode(Attachment(volume_id, published, context))}
 
     def isattached(self, call: Callout, limits: Call) -> Answer:
-        options = self._options(call)
-        record = self._controller.get(records.PV, options.name)
+        options = self.options(call)
+        record = self.controller_records.get(records.PV, options.name)
         volume_id = str(record.get("volume", "")) or self._found_id(options.volume, limits)
         if not volume_id:
             return {"attached": False}
@@ -160,10 +165,12 @@ class Service:
         return {"attached": call.node in record.get("nodes", ())}
 
     def detach(self, call: Callout, limits: Call) -> Answer:
-        record = self._controller.get(records.PV, call.name)
+        record = self.controller_records.get(records.PV, call.name)
         volume_id = str(record.get("volume", "")) or self._found_id(call.name, limits)
         if not volume_id:
-            _log.warning("detach of %r: no volume is known by that name, so there is nothing to detach", call.name)
+            _log.warning(
+                "detach of %r: no volume is known by that name, so there is nothing to detach", call.name
+            )
             return {}
         if self._publishes:
             request = volkit.ControllerUnpublishRequest(volume_id=volume_id, node_id=self._node_id(call.node))
@@ -171,9 +178,9 @@ class Service:
                 self.engine.run("controller_unpublish", request, limits)
         left = [node for node in record.get("nodes", ()) if node != call.node]
         if left:
-            self._controller.put(records.PV, call.name, volume=volume_id, nodes=left)
+            self.controller_records.put(records.PV, call.name, volume=volume_id, nodes=left)
         else:
-            self._controller.forget(records.PV, call.name)
+            self.controller_records.forget(records.PV, call.name)
         return {}
 
     def waitforattach(self, call: Callout, limits: Call) -> Answer:
@@ -183,9 +190,9 @@ class Service:
     # -- mount and unmount: kubelet
 
     def mountdevice(self, call: Callout, limits: Call) -> Answer:
-        options = self._options(call)
+        options = self.options(call)
         attachment = self._attachment(call, options, limits)
-        self._node.put(
+        self.node_records.put(
             records.DEVICE,
             options.name,
             volume=attachment.volume_id,
@@ -193,12 +200,19 @@ class Service:
             publish_context=dict(attachment.publish_context),
             volume_context=dict(attachment.volume_context),
         )
-        self._node.put(records.PATH, call.path, volume=attachment.volume_id, name=options.name, staging="", ephemeral=False)
+        self.node_records.put(
+            records.PATH,
+            call.path,
+            volume=attachment.volume_id,
+            name=options.name,
+            staging="",
+            ephemeral=False,
+        )
         if "node_stage" in self.engine.operations:
             request = volkit.NodeStageRequest(
                 volume_id=attachment.volume_id,
                 staging_target_path=call.path,
-                capability=self._capability(options, attachment.volume_id),
+                capability=self.capability(options, attachment.volume_id),
                 publish_context=attachment.publish_context,
                 volume_context=attachment.volume_context,
                 secrets=options.secrets,
@@ -207,7 +221,7 @@ class Service:
         return {}
 
     def unmountdevice(self, call: Callout, limits: Call) -> Answer:
-        record = self._node.get(records.PATH, call.path)
+        record = self.node_records.get(records.PATH, call.path)
         name = str(record.get("name", "")) or os.path.basename(call.path)
         volume_id = str(record.get("volume", "")) or self._lost(call.path, name, limits)
         if volume_id and "node_unstage" in self.engine.operations:
@@ -215,19 +229,19 @@ class Service:
             self.engine.run("node_unstage", request, limits)
         else:
             self._take_away(call.path)
-        if self._node.get(records.DEVICE, name).get("path") == call.path:
-            self._node.forget(records.DEVICE, name)
-        self._node.forget(records.PATH, call.path)
+        if self.node_records.get(records.DEVICE, name).get("path") == call.path:
+            self.node_records.forget(records.DEVICE, name)
+        self.node_records.forget(records.PATH, call.path)
         return {}
 
     def mount(self, call: Callout, limits: Call) -> Answer:
-        options = self._options(call)
+        options = self.options(call)
         if self.attaches:
             return self._publish(call, options, limits)
         with self._one_at_a_time(options.volume, limits):
             volume_id, context = self._volume(options, limits)
             staging = self._staging(volume_id)
-            self._node.put(
+            self.node_records.put(
                 records.PATH,
                 call.path,
                 volume=volume_id,
@@ -240,7 +254,7 @@ class Service:
                 volume_id,
                 target=call.path,
                 staging=staging,
-                capability=self._capability(options, volume_id),
+                capability=self.capability(options, volume_id),
                 readonly=options.readonly,
                 volume_context=context,
                 secrets=options.secrets,
@@ -251,14 +265,21 @@ class Service:
 
     def _publish(self, call: Callout, options: Options, limits: Call) -> Answer:
         """The last step of a driver with attach: into the pod, from where mountdevice mounted it."""
-        device = self._node.get(records.DEVICE, options.name) or self._remounted(call, options, limits)
+        device = self.node_records.get(records.DEVICE, options.name) or self._remounted(call, options, limits)
         volume_id = str(device["volume"])
-        self._node.put(records.PATH, call.path, volume=volume_id, name=options.name, staging=device["path"], ephemeral=False)
+        self.node_records.put(
+            records.PATH,
+            call.path,
+            volume=volume_id,
+            name=options.name,
+            staging=device["path"],
+            ephemeral=False,
+        )
         request = volkit.NodePublishRequest(
             volume_id=volume_id,
             target_path=call.path,
             staging_target_path=device["path"] if "node_stage" in self.engine.operations else "",
-            capability=self._capability(options, volume_id),
+            capability=self.capability(options, volume_id),
             readonly=options.readonly,
             publish_context=device["publish_context"],
             volume_context=device["volume_context"],
@@ -272,12 +293,14 @@ class Service:
         """The record of mountdevice, made anew after the journal was lost. Raises FailedPrecondition."""
         path = device_mount_path(call.path)
         if not path or not mounts.is_mount_point(path):
-            raise FailedPrecondition(f"volume {options.volume!r} is not mounted on this node: mountdevice comes first")
+            raise FailedPrecondition(
+                f"volume {options.volume!r} is not mounted on this node: mountdevice comes first"
+            )
         self.mountdevice(Callout("mountdevice", {"path": path, "options": call.options}), limits)
-        return self._node.get(records.DEVICE, options.name)
+        return self.node_records.get(records.DEVICE, options.name)
 
     def unmount(self, call: Callout, limits: Call) -> Answer:
-        record = self._node.get(records.PATH, call.path)
+        record = self.node_records.get(records.PATH, call.path)
         volume_id = str(record.get("volume", "")) or self._lost(call.path, "", limits)
         if not volume_id:
             self._take_away(call.path)
@@ -287,7 +310,7 @@ class Service:
             self.engine.run("node_unpublish", request, limits)
         else:
             self._down(volume_id, call.path, record, limits)
-        self._node.forget(records.PATH, call.path)
+        self.node_records.forget(records.PATH, call.path)
         return {}
 
     def _down(self, volume_id: str, path: str, record: Mapping[str, Any], limits: Call) -> None:
@@ -333,14 +356,15 @@ class Service:
         request = volkit.ExpandVolumeRequest(
             volume_id=volume_id,
             capacity_range=CapacityRange(required=call.new_size),
-            secrets=self._options(call).secrets,
+            secrets=self.options(call).secrets,
         )
         size: int = self.engine.run("expand_volume", request, limits).capacity
         return size
 
     # -- which volume
 
-    def _options(self, call: Callout) -> Options:
+    def options(self, call: Callout) -> Options:
+        """The options of a call, read. Raises InvalidArgument."""
         return read_options(call, self.engine.backend, attaches=self.attaches)
 
     @property
@@ -351,7 +375,7 @@ class Service:
         """Its id and context; made where it does not exist and the options ask for it. Raises NotFound."""
         volume = None
         if self.engine.provisioning is not None:
-            volume = self._found(options.volume, limits) or self._created(options, limits)
+            volume = self.find(options.volume, limits) or self._created(options, limits)
         theirs = {spelling for one in declared(self.engine.backend.parameters) for spelling in one.spellings}
         context = {name: value for name, value in options.parameters.items() if name not in theirs}
         context.update(volume.context if volume is not None else {})
@@ -362,16 +386,18 @@ class Service:
     def _created(self, options: Options, limits: Call) -> Volume:
         if not options.create:
             raise NotFound(
-                f"there is no volume {options.volume!r}: make it first, name another one by the option 'volume', or ask "
-                "for it to be made by the option 'size' or 'create: \"true\"'"
+                f"there is no volume {options.volume!r}: make it first, name another one by the option 'volume', or "
+                "ask for it to be made by the option 'size' or 'create: \"true\"'"
             )
         if options.inline:
-            _log.warning("volume %r is made for this pod alone: a PV needs the option 'volume'", options.volume)
+            _log.warning(
+                "volume %r is made for this pod alone: a PV needs the option 'volume'", options.volume
+            )
         request: volkit.CreateVolumeRequest[Any] = volkit.CreateVolumeRequest(
             name=options.volume,
             parameters=options.parameters,
             capacity_range=options.wanted.capacity,
-            capabilities=(self._capability(options, ""),),
+            capabilities=(self.capability(options, ""),),
             source=self._source(options, limits),
             secrets=options.secrets,
             metadata=options.metadata,
@@ -386,7 +412,7 @@ class Service:
             return volkit.CloneSource(found)
         return source
 
-    def _found(self, name: str, limits: Call) -> Volume | None:
+    def find(self, name: str, limits: Call) -> Volume | None:
         """The volume of this name, or of this id; None where it is proven that there is none."""
         found = self.engine.find(name, limits)
         if found is not None:
@@ -400,15 +426,15 @@ class Service:
         """Its id, "" where there is none; where no storage can be asked, a name is an id."""
         if self.engine.provisioning is None:
             return name
-        found = self._found(name, limits)
+        found = self.find(name, limits)
         return found.id if found is not None else ""
 
     def _known_id(self, call: Callout, limits: Call) -> str:
         """The volume of a call that has a path and options. Raises NotFound."""
-        record = self._node.get(records.PATH, call.path)
+        record = self.node_records.get(records.PATH, call.path)
         if record.get("volume"):
             return str(record["volume"])
-        name = self._options(call).volume
+        name = self.options(call).volume
         if not (found := self._found_id(name, limits)):
             raise NotFound(f"there is no volume {name!r}")
         return found
@@ -431,7 +457,7 @@ class Service:
         request = volkit.ControllerPublishRequest(
             volume_id=volume_id,
             node_id=self._node_id(node),
-            capability=self._capability(options, volume_id),
+            capability=self.capability(options, volume_id),
             readonly=options.readonly,
             volume_context=context,
             secrets=options.secrets,
@@ -441,17 +467,17 @@ class Service:
 
     def _node_id(self, node: str) -> str:
         """The node as the backend knows it: with what it told of itself, where the journal is shared."""
-        return str(self._controller.get(records.NODE, node).get("node_id", node))
+        return str(self.controller_records.get(records.NODE, node).get("node_id", node))
 
     def register(self) -> None:
-        """Tell the controller's side what this node has to tell of itself (initiators), through a journal that is shared."""
+        """Tell the controller's side what this node tells of itself (initiators), through a journal that is shared."""
         if self.engine.node is None:
             return
-        told = self.engine.run("node_info", volkit.NodeInfoRequest(), self._call()).node_id
+        told = self.engine.run("node_info", volkit.NodeInfoRequest(), self.limits()).node_id
         if told != self.engine.node_id:
-            self._controller.put(records.NODE, self.engine.node_id, node_id=told)
+            self.controller_records.put(records.NODE, self.engine.node_id, node_id=told)
 
-    def _capability(self, options: Options, volume_id: str) -> Capability:
+    def capability(self, options: Options, volume_id: str) -> Capability:
         """How the volume is made and mounted: writable by all pods of a node, or of all nodes where it is no disk.
 
         Read-only disks are mounted so on many nodes; on a node that has one mounted for writing already, a pod that
@@ -463,7 +489,9 @@ class Service:
         if block and options.readonly and not self._is_written_here(volume_id):
             modes = _READERS
         possible = backend.limits.access_modes
-        mode = next((one for one in modes if one in possible), next(iter(sorted(possible, key=lambda one: one.value))))
+        mode = next(
+            (one for one in modes if one in possible), next(iter(sorted(possible, key=lambda one: one.value)))
+        )
         told = backend.node is not None and issubclass(backend.node, volkit.ConnectsPerPod)
         return Capability(
             access_mode=mode,
@@ -506,7 +534,9 @@ class Service:
     def _take_away(self, path: str) -> None:
         """Unmount what nothing is known of: kubelet says that it is a volume of this driver."""
         if mounts.is_mount_point(path):
-            _log.warning("%s: no volume is known that is mounted there; it is unmounted, see volkit doctor", path)
+            _log.warning(
+                "%s: no volume is known that is mounted there; it is unmounted, see volkit doctor", path
+            )
             mounts.unmount(path)
         paths.remove_target(path)
 

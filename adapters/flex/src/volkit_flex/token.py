@@ -31,7 +31,9 @@ class Attachment:
 def encode(attachment: Attachment) -> str:
     """The text for Kubernetes."""
     contexts = (("p", attachment.publish_context), ("c", attachment.volume_context))
-    facts = [(f"{letter}.{key}", value) for letter, context in contexts for key, value in sorted(context.items())]
+    facts = [
+        (f"{letter}.{key}", value) for letter, context in contexts for key, value in sorted(context.items())
+    ]
     return _SCHEME + quote(attachment.volume_id, safe="") + (f"?{urlencode(facts)}" if facts else "")
 
 

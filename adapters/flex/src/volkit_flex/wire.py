@@ -37,7 +37,9 @@ CALLS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Every call-out and its arguments."""
 
-ATTACHING: Final = frozenset({"attach", "waitforattach", "isattached", "detach", "mountdevice", "unmountdevice"})
+ATTACHING: Final = frozenset(
+    {"attach", "waitforattach", "isattached", "detach", "mountdevice", "unmountdevice"}
+)
 """Called only of a driver whose `init` says `attach: true`."""
 
 _KUBERNETES = "kubernetes.io/"
@@ -67,7 +69,7 @@ class Callout:
 
 
 def read(words: Sequence[str]) -> Callout:
-    """The call that a command line makes. Raises InvalidArgument: one sentence, and never a value that may be secret."""
+    """The call that a command line makes. Raises InvalidArgument: one sentence, with no value that may be secret."""
     if not words:
         raise InvalidArgument(f"no call given: it is one of {', '.join(CALLS)}")
     operation, given = words[0], list(words[1:])
@@ -79,7 +81,9 @@ def read(words: Sequence[str]) -> Callout:
         raise InvalidArgument(f"{operation} takes {len(fields)} arguments and got {len(given)}: {usage}")
     if operation == "isattached" and given[1].lstrip().startswith("{"):
         given.reverse()  # Kubernetes before 1.7
-    return Callout(operation, {field: _READERS[field](field, text) for field, text in zip(fields, given, strict=True)})
+    return Callout(
+        operation, {field: _READERS[field](field, text) for field, text in zip(fields, given, strict=True)}
+    )
 
 
 def _text(field: str, text: str) -> str:
@@ -90,7 +94,12 @@ def _text(field: str, text: str) -> str:
 
 def _path(field: str, text: str) -> str:
     parts = text.split("/")
-    if not text.startswith("/") or "\0" in text or ".." in parts or not any(part not in ("", ".") for part in parts):
+    if (
+        not text.startswith("/")
+        or "\0" in text
+        or ".." in parts
+        or not any(part not in ("", ".") for part in parts)
+    ):
         raise InvalidArgument(f"{field} {text[:_SHOWN]!r} is not an absolute path without '..'")
     if len(text.encode("utf-8", "surrogateescape")) > _MAX_PATH:
         raise InvalidArgument(f"{field} has more than {_MAX_PATH} bytes")
@@ -110,7 +119,9 @@ def _options(field: str, text: str) -> dict[str, str]:
         found = json.loads(text)
     except ValueError as error:  # its text would repeat the options, which may hold secrets
         where = getattr(error, "pos", 0)
-        raise InvalidArgument(f"{field} is not JSON: it breaks off or goes wrong at character {where}") from None
+        raise InvalidArgument(
+            f"{field} is not JSON: it breaks off or goes wrong at character {where}"
+        ) from None
     except RecursionError:
         raise InvalidArgument(f"{field} is not a JSON object of texts") from None
     if found is None:  # Go's empty map
@@ -119,7 +130,9 @@ def _options(field: str, text: str) -> dict[str, str]:
         raise InvalidArgument(f"{field} is a JSON {_sort(found)}: give an object of texts")
     for key, value in found.items():
         if not isinstance(value, str):
-            raise InvalidArgument(f"option {key[:_SHOWN]!r} is a {_sort(value)}: FlexVolume options are texts, quote it")
+            raise InvalidArgument(
+                f"option {key[:_SHOWN]!r} is a {_sort(value)}: FlexVolume options are texts, quote it"
+            )
         if "\0" in value or "\0" in key or not key:
             raise InvalidArgument(f"option {key[:_SHOWN]!r} has a NUL character, or no name")
     return found

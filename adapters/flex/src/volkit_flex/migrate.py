@@ -57,7 +57,7 @@ def migrated(service: Service, pv: Mapping[str, Any], csi_driver: str, name: str
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        "metadata": _metadata(metadata, name or old_name, csi_driver),
+        "metadata": _metadata(metadata, name or old_name),
         "spec": {
             **{key: spec[key] for key in _KEPT if key in spec},
             **_claim(spec),
@@ -125,15 +125,14 @@ def _csi(
     }
 
 
-def _metadata(old: Mapping[str, Any], name: str, csi_driver: str) -> dict[str, Any]:
+def _metadata(old: Mapping[str, Any], name: str) -> dict[str, Any]:
     annotations = {
         key: value
         for key, value in (old.get("annotations") or {}).items()
         if not key.startswith(_DROPPED_ANNOTATIONS)
     }
-    annotations["pv.kubernetes.io/provisioned-by"] = csi_driver
-    labels = {"labels": dict(old["labels"])} if old.get("labels") else {}
-    return {"name": name, **labels, "annotations": annotations}
+    kept = {"labels": dict(old.get("labels") or {}), "annotations": annotations}
+    return {"name": name, **{key: value for key, value in kept.items() if value}}
 
 
 def _claim(spec: Mapping[str, Any]) -> dict[str, Any]:

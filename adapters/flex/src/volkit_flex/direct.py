@@ -7,11 +7,12 @@ be loaded, a text that somebody prints.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 
-from volkit_flex import wire
+from volkit_flex import lazy, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _ROTATE_BYTES = 8 << 20
 def main(config: str, launcher: str, words: list[str]) -> NoReturn:
     """Answer one call and end. `config` is the launcher's JSON, `launcher` its process id."""
     out = _Out(launcher)
+    gc.disable()  # what is loaded stays to the end
+    lazy.install()
     try:
         answer = _answer(config, words, out)
     except BaseException as error:

@@ -6,8 +6,8 @@ pod = kubelet.start_pod("uid-1", "pv-1", {"volume": "v1", "size": "1Gi"})
 kubelet.end_pod("uid-1", "pv-1")
 ```
 
-After pkg/volume/flexvolume of Kubernetes 1.36: the driver is forked for each call, stdout and stderr are read as one, the
-whole of it has to be one JSON object, its status and the exit code have to agree, and "Not supported" is remembered.
+After pkg/volume/flexvolume of Kubernetes 1.36: the driver is forked for each call, stdout and stderr are read as one,
+the whole of it has to be one JSON object, its status and the exit code have to agree, and "Not supported" is remembered.
 For tests of a driver; where a driver answers "Not supported" its own mount is not tried.
 """
 
@@ -55,8 +55,7 @@ class Kubelet:
         if operation in self.unsupported:
             raise NotSupported(f"{operation} is not supported")
         code, output = self.run(*words, timeout=timeout)
-        answer = self.judged(operation, code, output)
-        return answer
+        return self.judged(operation, code, output)
 
     def run(self, *words: str, timeout: float | None = None) -> tuple[int, bytes]:
         """Exit code and combined output. A timeout is SIGTERM, then SIGKILL ten seconds later."""

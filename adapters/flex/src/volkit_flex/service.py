@@ -316,6 +316,10 @@ class Service:
     def _down(self, volume_id: str, path: str, record: Mapping[str, Any], limits: Call) -> None:
         with self._one_at_a_time(str(record.get("name") or volume_id), limits):
             staging = str(record.get("staging") or self._staging(volume_id))
+            if not record and _mounted_elsewhere(staging, path):  # by pods that the lost journal knew
+                request = volkit.NodeUnpublishRequest(volume_id=volume_id, target_path=path)
+                self.engine.run("node_unpublish", request, limits)
+                return
             try:
                 carrying.down(self.engine, volume_id, target=path, staging=staging, call=limits)
             except InUse:
@@ -323,8 +327,8 @@ class Service:
                     raise
                 return  # by another pod: the last one takes it down
             if record.get("ephemeral"):
-                request = volkit.DeleteVolumeRequest(volume_id=volume_id)
-                self.engine.run("delete_volume", request, limits)
+                delete = volkit.DeleteVolumeRequest(volume_id=volume_id)
+                self.engine.run("delete_volume", delete, limits)
 
     # -- grow
 
@@ -561,6 +565,15 @@ def _entries(directory: Path) -> list[Path]:
         return sorted(directory.iterdir())
     except OSError:
         return []
+
+
+def _mounted_elsewhere(staging: str, path: str) -> bool:
+    """Is what is mounted at `staging` mounted at a third place too?"""
+    here = mounts.mount_at(staging)
+    own = (os.path.realpath(staging), os.path.realpath(path))
+    return here is not None and any(
+        one.device == here.device and one.mount_point not in own for one in mounts.mounts()
+    )
 
 
 def _same(staging: str, path: str) -> bool:

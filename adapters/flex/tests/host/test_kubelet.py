@@ -1,4 +1,4 @@
-"""Pods that come and go as kubelet has them: several at once, killed in the middle, with secrets, after a lost journal."""
+"""Pods that come and go as kubelet has them: several at once, killed in the middle, after a lost journal."""
 
 from __future__ import annotations
 
@@ -336,7 +336,7 @@ def test_a_call_that_hangs_is_answered_and_goes_on_under_its_lock(host: Host) ->
         "import volkit_flex.service, volkit_loop.pool, time, os\n"
         "volkit_flex.service.CALL_SECONDS = 2.0\n"
         "old = volkit_loop.pool.Pool.path\n"
-        f"def path(*words, **more):\n    while not os.path.exists('{host.home}/thaw'): time.sleep(0.02)\n"
+        f'def path(*words, **more):\n    while not os.path.exists("{host.home}/thaw"): time.sleep(0.02)\n'
         "    return old(*words, **more)\n"
         "volkit_loop.pool.Pool.path = path\n"
         "main(sys.argv"

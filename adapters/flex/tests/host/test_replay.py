@@ -1,4 +1,4 @@
-"""The calls of a real kubelet 1.36 and controller manager, recorded on a live cluster, replayed argument by argument."""
+"""The calls of a real kubelet 1.36 and controller manager, recorded on a live cluster, replayed one by one."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Service:
             call = wire.read(words)
             secrets = secret_values(call.options)
             with hiding(*secrets):
-                answer = self._answered(call)
+                answer = self.answered(call)
         except Unsupported as error:
             _log.info("%s: %s", words[0] if words else "", error.message)
             answer = wire.unsupported(words[0])
@@ -110,7 +110,8 @@ class Service:
             answer["message"] = redact(answer["message"], *secrets)
         return answer
 
-    def _answered(self, call: Callout) -> Answer:
+    def answered(self, call: Callout) -> Answer:
+        """The answer to a call. Raises what is wrong with it, and what the engine raises."""
         if call.operation in wire.ATTACHING and not self.attaches:
             return wire.unsupported(call.operation)
         begun = time.monotonic()

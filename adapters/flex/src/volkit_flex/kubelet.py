@@ -7,8 +7,8 @@ kubelet.end_pod("uid-1", "pv-1")
 ```
 
 After pkg/volume/flexvolume of Kubernetes 1.36: the driver is forked for each call, stdout and stderr are read as one,
-the whole of it has to be one JSON object, its status and the exit code have to agree, and "Not supported" is remembered.
-For tests of a driver; where a driver answers "Not supported" its own mount is not tried.
+the whole of it has to be one JSON object, its status and the exit code have to agree, and "Not supported" is
+remembered. For tests of a driver; what kubelet does by itself where a driver does not is not tried.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def _options(request: Any, **more: str) -> str:
     """The options that make the driver ask the engine for this."""
     capability: Capability | None = getattr(request, "capability", None)
     options = {"volume": request.volume_id, wire.NAME: request.volume_id, **more}
-    options |= {name: value for name, value in getattr(request, "volume_context", {}).items()}
+    options.update(getattr(request, "volume_context", {}))
     if capability is not None:
         options["kubernetes.io/fsType"] = capability.fs_type
         if capability.mount_flags:

@@ -43,7 +43,7 @@ def place(plugin_dir: Path, vendor: str, driver: str) -> Path:
 
 def spelled(vendor: str, driver: str) -> str:
     """What a pod or a PV writes as `driver`, and a Secret as its `type`."""
-    return f"{vendor}/{driver}" if vendor else f"{driver}/{driver}"
+    return f"{vendor}/{driver}" if vendor else driver
 
 
 def install(path: Path, text: str) -> dict[str, Any]:

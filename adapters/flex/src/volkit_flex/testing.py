@@ -64,7 +64,8 @@ class FlexDriver:
 
     def run(self, operation: str, request: Any) -> Any:
         """One operation. Raises the error that the driver's answer tells of."""
-        words = _WORDS.get(operation, lambda engine, request: None)(self._engine, request)
+        spoken = _WORDS.get(operation)
+        words = spoken(self._engine, request) if spoken else None
         if words is None:
             return self._engine.run(operation, request)
         answer = self._call(*words)

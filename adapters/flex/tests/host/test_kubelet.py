@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -152,18 +153,21 @@ def test_concurrent_pods(host: Host) -> None:
     kubelet = host.install()
     errors: list[str] = []
 
+    def persist(act: Callable[[], object]) -> None:
+        for attempt in range(20):
+            try:
+                act()
+                return
+            except DriverError as error:
+                if attempt == 19:
+                    errors.append(str(error))
+                time.sleep(0.2)
+
     def life(number: int) -> None:
         uid, name = f"u{number}", f"pv-{number % 3}"
         own = {"volume": f"v{number % 3}", "size": "32Mi"}
-        for act in (kubelet.start_pod, kubelet.end_pod):
-            for attempt in range(20):
-                try:
-                    act(uid, name, own) if act == kubelet.start_pod else kubelet.end_pod(uid, name)
-                    break
-                except DriverError as error:
-                    if attempt == 19:
-                        errors.append(str(error))
-                    time.sleep(0.2)
+        persist(lambda: kubelet.start_pod(uid, name, own))
+        persist(lambda: kubelet.end_pod(uid, name))
 
     threads = [threading.Thread(target=life, args=(number,)) for number in range(9)]
     for one in threads:

@@ -78,6 +78,7 @@ def test_a_driver_with_attach_that_grows(host: Host, fs_type: str) -> None:
     replay = Replay(host, kubelet)
     calls = recorded("demoatt")
     seen = []
+    pod = Path()
     for words in calls:
         if fs_type == "xfs":
             grown = {"33554432": str(320 << 20), "67108864": str(384 << 20)}

@@ -12,6 +12,7 @@ PACKAGES = {"volkit-sdk": "volkit"}  # the others are named alike
 FOREIGN = {
     "volkit-sdk": ("grpc", "google.protobuf", "volkit_csi", "volkit_loop"),
     "volkit-csi": ("volkit_loop",),
+    "volkit-flex": ("grpc", "google.protobuf", "volkit_csi", "volkit_docker", "volkit_loop"),
     "volkit-loop": ("grpc", "google.protobuf", "volkit_csi"),
 }
 OF_AN_EXTRA = ("volkit.testing",)  # imported only when named: it needs what an extra brings

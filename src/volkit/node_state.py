@@ -65,7 +65,6 @@ class NodeState:
         self.fs_types = backend.limits.fs_types
         self.programs = isinstance(node, MountsByProgram)
         self._connections = (BlockConnection, FileConnection, *((FuseConnection,) if self.programs else ()))
-        self._run_directory = f"{fuse.run_directory()}/{backend.name}"
         self._caches = caches
         self._backend = backend
 
@@ -166,7 +165,8 @@ class NodeState:
         connection: Connection = call_backend(self.node.connect, wanted, self._connections)
         if isinstance(connection, FuseConnection):
             path = getattr(request, "target_path", "") or request.staging_target_path
-            connection = attrs.evolve(connection, directory=f"{self._run_directory}/{_short(path)}")
+            run = f"{fuse.run_directory()}/{self._backend.name}"
+            connection = attrs.evolve(connection, directory=f"{run}/{_short(path)}")
         if request.capability.block and not isinstance(connection, BlockConnection):
             self.disconnect(request.volume_id, connection)
             raise UnsupportedVolume(f"volume {request.volume_id!r} is no block device: mount it")

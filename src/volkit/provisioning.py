@@ -194,11 +194,11 @@ class Provisioning:
             raise InUse(
                 f"volume {volume_id!r} is in use at {where} on this node: unpublish and unstage it first"
             )
-        if nodes := self._published_on(volume_id):
+        if nodes := self.published_on(volume_id):
             raise InUse(f"volume {volume_id!r} is attached to node {nodes[0]!r}: unpublish it there first")
 
-    def _published_on(self, volume_id: str) -> tuple[str, ...]:
-        """The nodes it is attached to: as the storage tells, else as recorded."""
+    def published_on(self, volume_id: str) -> tuple[str, ...]:
+        """The nodes that a volume is attached to: as the storage tells, else as recorded."""
         if self._has(interfaces.ListsPublished):
             return self._published((volume_id,)).get(volume_id, ())
         if not self._has(interfaces.Publishes):
@@ -389,7 +389,7 @@ class Provisioning:
             entry = self._journal.get(attach_key)
             since = entry.value.get("since", 0) if entry else time.time()
             record = {**asked, "node_id": request.node_id, "since": since}
-            if entry and "context" in entry.value and node_id in self._published_on(request.volume_id):
+            if entry and "context" in entry.value and node_id in self.published_on(request.volume_id):
                 if any(entry.value[part] != asked[part] for part in asked):
                     raise AlreadyExists(
                         f"volume {request.volume_id!r} is attached to node {node_id!r} in another way: detach it first"

@@ -29,14 +29,14 @@ from typing import Any
 
 from attrs import asdict, frozen
 
+from volkit import carrying
 from volkit import requests as r
 from volkit.engine import Engine
-from volkit.errors import Aborted, InUse, NotFound, VolkitError
+from volkit.errors import Aborted, InUse, VolkitError
 from volkit.host import mounts
 from volkit.journal import Delete, Put, SharedJournal, key
-from volkit.lifecycle import plan
 from volkit.model import AccessMode, Capability, Volume
-from volkit.operations import State
+from volkit.wanted import Asked
 
 GRACE_SECONDS = 120.0
 """How long after a begin nobody may have the volume yet: Docker waits so long for its plugin."""
@@ -58,15 +58,6 @@ class Use:
     holders: Mapping[str, int]
     since: float
     held: bool
-
-
-@frozen(kw_only=True)
-class Asked:
-    """How a volume is to be mounted: what its creator asked for."""
-
-    fs_type: str = ""
-    mount_flags: tuple[str, ...] = ()
-    readonly: bool = False
 
 
 class Uses:
@@ -288,48 +279,20 @@ class Uses:
             "since": time.time(),
         }
 
-    def _steps(self, start: State, end: State) -> list[str]:
-        return [one.name for one in plan(start, end, tuple(self._engine.operations.values()))]
-
     def _up(self, volume: Volume, record: Mapping[str, Any], asked: Asked, call: r.Call) -> None:
-        capability = self.capability(asked)
-        context: Mapping[str, str] = {}
-        common: dict[str, Any] = {
-            "volume_id": volume.id,
-            "capability": capability,
-            "volume_context": volume.context,
-        }
-        for step in self._steps(State.CREATED, State.PUBLISHED):
-            if step == "controller_publish":
-                node = self._engine.run("node_info", r.NodeInfoRequest(), call).node_id
-                request: Any = r.ControllerPublishRequest(node_id=node, readonly=asked.readonly, **common)
-                context = self._engine.run(step, request, call).publish_context
-                continue
-            common["publish_context"] = context
-            if step == "node_stage":
-                os.makedirs(record["staging"], mode=0o700, exist_ok=True)
-                request = r.NodeStageRequest(staging_target_path=record["staging"], **common)
-            else:
-                os.makedirs(os.path.dirname(record["path"]), mode=0o711, exist_ok=True)
-                staged = record["staging"] if "node_stage" in self._engine.operations else ""
-                request = r.NodePublishRequest(
-                    target_path=record["path"], staging_target_path=staged, readonly=asked.readonly, **common
-                )
-            self._engine.run(step, request, call)
+        carrying.up(
+            self._engine,
+            volume.id,
+            target=record["path"],
+            staging=record["staging"],
+            capability=self.capability(asked),
+            readonly=asked.readonly,
+            volume_context=volume.context,
+            call=call,
+        )
 
     def _down(self, volume_id: str, record: Mapping[str, Any], call: r.Call) -> None:
-        for step in self._steps(State.PUBLISHED, State.CREATED):
-            if step == "node_unpublish":
-                request: Any = r.NodeUnpublishRequest(volume_id=volume_id, target_path=record["path"])
-            elif step == "node_unstage":
-                request = r.NodeUnstageRequest(volume_id=volume_id, staging_target_path=record["staging"])
-            else:
-                node = self._engine.run("node_info", r.NodeInfoRequest(), call).node_id
-                request = r.ControllerUnpublishRequest(volume_id=volume_id, node_id=node)
-            with suppress(NotFound):
-                self._engine.run(step, request, call)
-        with suppress(OSError):
-            os.rmdir(record["staging"])
+        carrying.down(self._engine, volume_id, target=record["path"], staging=record["staging"], call=call)
         self._engine.node_journal.write(Delete(key("use", volume_id)), durable=False)
         if self._shared:
             entry = self._engine.journal.get(key("node-of", volume_id))

@@ -23,7 +23,7 @@ from volkit import (
     format_size,
 )
 from volkit.uses import Use, Uses
-from volkit_docker import options
+from volkit.wanted import read, refuse_unknown
 
 LONG_SECONDS = 115.0
 """Create and Mount: Docker waits for two minutes."""
@@ -60,7 +60,8 @@ class Service:
 
     def create(self, request: Mapping[str, Any]) -> Answer:
         name = _text(request, "Name")
-        wanted = options.read(_options(request), self.engine.backend)
+        wanted = read(_options(request), self.engine.backend)
+        refuse_unknown(wanted.parameters, self.engine.backend)
         source = wanted.source
         call = _call(LONG_SECONDS)
         if isinstance(source, volkit.CloneSource):

@@ -1,0 +1,139 @@
+"""Puts a driver where kubelet finds it, and takes it away.
+
+`<plugin-dir>/<vendor~driver>/<driver>`, or `<plugin-dir>/<driver>/<driver>` without a vendor. Kubelet leaves names that
+begin with a dot alone and sees what is renamed there, while it runs: so a driver appears whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import volkit
+from volkit import FailedPrecondition, InvalidArgument, NotFound
+from volkit_flex import launcher
+
+PLUGIN_DIR: Final = Path("/usr/libexec/kubernetes/kubelet-plugins/volume/exec")
+
+_PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
+_CHECK_SECONDS = 30.0
+
+
+def check_part(sort: str, text: str) -> str:
+    """A vendor's or a driver's name. Raises InvalidArgument."""
+    if not _PART.fullmatch(text):
+        raise InvalidArgument(
+            f"{sort} {text[:64]!r} is not a name: write letters, digits, '-', '_' and '.', 63 at most, the first and "
+            "the last a letter or a digit"
+        )
+    return text
+
+
+def place(plugin_dir: Path, vendor: str, driver: str) -> Path:
+    """Where the executable is."""
+    return plugin_dir / (f"{vendor}~{driver}" if vendor else driver) / driver
+
+
+def spelled(vendor: str, driver: str) -> str:
+    """What a pod or a PV writes as `driver`, and a Secret as its `type`."""
+    return f"{vendor}/{driver}" if vendor else driver
+
+
+def install(path: Path, text: str) -> dict[str, Any]:
+    """Write a launcher to `path` at once, after it answered `init`; returns that answer.
+
+    Raises FailedPrecondition where it does not, or where a file is there that is no launcher of volkit-flex.
+    """
+    _refuse_foreign(path)
+    draft = path.with_name(f".{path.name}")
+    made = not path.parent.exists()
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with open(
+            os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700), "w", encoding="ascii"
+        ) as file:
+            os.fchmod(file.fileno(), 0o700)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        answer = checked(draft)
+        os.replace(draft, path)
+    except OSError as error:
+        raise FailedPrecondition(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+        if made and not path.exists() and path.parent.exists():
+            path.parent.rmdir()
+    return answer
+
+
+def checked(path: Path) -> dict[str, Any]:
+    """What a launcher answers to `init`. Raises FailedPrecondition where that is no success."""
+    try:
+        done = subprocess.run([path, "init"], capture_output=True, timeout=_CHECK_SECONDS, check=False)
+        answer = json.loads(done.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        raise FailedPrecondition(f"{path} does not answer init: {type(error).__name__}: {error}") from None
+    if done.stderr or done.returncode or answer.get("status") != "Success":
+        raise FailedPrecondition(f"{path} answers init with {done.stdout[:200]!r}, status {done.returncode}")
+    return dict(answer)
+
+
+def uninstall(path: Path) -> None:
+    """Take a launcher away, and its directory. Raises NotFound, FailedPrecondition for somebody else's driver."""
+    if not path.exists():
+        raise NotFound(f"no driver is installed at {path}")
+    _refuse_foreign(path)
+    try:
+        path.unlink()
+        path.parent.rmdir()
+    except OSError as error:
+        raise FailedPrecondition(f"{error.filename} cannot be removed: {error.strerror}") from None
+
+
+def installed(path: Path) -> dict[str, Any]:
+    """The settings of the driver at `path`. Raises NotFound, FailedPrecondition."""
+    try:
+        settings = launcher.settings_of(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        raise NotFound(
+            f"no driver is installed at {path}: give --backend, or the --vendor and --driver of one"
+        ) from None
+    except OSError as error:
+        raise FailedPrecondition(f"{path} cannot be read: {error.strerror}") from None
+    if settings is None:
+        raise FailedPrecondition(f"{path} is no driver of volkit-flex")
+    return settings
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.exists() and launcher.MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        raise FailedPrecondition(f"{path} is a driver of somebody else: it stays; take another name")
+
+
+def module_path(modules: Sequence[str]) -> list[str]:
+    """The directories that an interpreter without site-packages needs to import these modules, and what they import."""
+    standard = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+    own = [
+        one
+        for one in sys.path
+        if os.path.isdir(one) and not any(one == s or _in_dynload(one, s) for s in standard)
+    ]
+    roots = [str(Path(str(__import__(name).__file__)).resolve().parent.parent) for name in modules]
+    return list(dict.fromkeys(os.path.abspath(one) for one in (*roots, *own)))
+
+
+def _in_dynload(path: str, standard: str | None) -> bool:
+    return standard is not None and path == os.path.join(standard, "lib-dynload")
+
+
+def version() -> str:
+    """Of what is installed."""
+    return volkit.__version__

@@ -8,9 +8,11 @@ names it. On CI, where nothing else uses the machine, any new mount or loop devi
 from __future__ import annotations
 
 import fnmatch
+import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,16 @@ INSTALL = {
 SEARCH = os.pathsep.join(
     [str(ROOT / ".venv/bin"), os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"]
 )
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """A driver sets its process's log up; here the process is that of all tests, and the stream ends with one."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = [one for one in root.handlers if one in before]
+    root.setLevel(level)
+
 
 Things = dict[str, str]  # what is on the host: a mount point or a loop device, and its source or backing file
 

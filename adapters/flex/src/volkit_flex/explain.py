@@ -60,10 +60,8 @@ def explain(settings: Mapping[str, Any], words: list[str], *, as_json: bool) -> 
 
 def explained(service: Service, call: Callout) -> Explanation:
     """Raises InvalidArgument for what no call could be."""
-    if call.operation in wire.ATTACHING and not service.attaches:
-        steps = (
-            Step(operation="", text='answers "Not supported": this driver has no attach, kubelet never asks'),
-        )
+    if not service.does(call.operation):
+        steps = (Step(operation="", text='answers "Not supported": this driver never does that'),)
         return Explanation(call=call.operation, volume="-", steps=steps)
     volume, exists = _volume(service, call)
     return Explanation(call=call.operation, volume=volume, steps=tuple(_steps(service, call, exists)))

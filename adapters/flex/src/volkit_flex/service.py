@@ -23,9 +23,7 @@ from volkit import (
     Expands,
     FailedPrecondition,
     InUse,
-    InvalidArgument,
     NotFound,
-    Unsupported,
     VolkitError,
     Volume,
     carrying,
@@ -97,9 +95,6 @@ class Service:
             secrets = secret_values(call.options)
             with hiding(*secrets):
                 answer = self.answered(call)
-        except Unsupported as error:
-            _log.info("%s: %s", words[0] if words else "", error.message)
-            answer = wire.unsupported(words[0])
         except VolkitError as error:
             answer = wire.failure(error)
         except Exception as error:
@@ -112,20 +107,23 @@ class Service:
 
     def answered(self, call: Callout) -> Answer:
         """The answer to a call. Raises what is wrong with it, and what the engine raises."""
-        if call.operation in wire.ATTACHING and not self.attaches:
+        if not self.does(call.operation):
             return wire.unsupported(call.operation)
         begun = time.monotonic()
         try:
             method = getattr(self, call.operation)
             answer: Answer = {"status": wire.SUCCESS, **method(call, self.limits())}
         except VolkitError as error:
-            if not isinstance(error, Unsupported):
-                _log.warning(
-                    "%s failed after %.3f s: %s", _named(call), time.monotonic() - begun, error.message
-                )
+            _log.warning("%s failed after %.3f s: %s", _named(call), time.monotonic() - begun, error.message)
             raise
         _log.info("%s: done in %.3f s", _named(call), time.monotonic() - begun)
         return answer
+
+    def does(self, operation: str) -> bool:
+        """Does this driver ever do that? Kubelet remembers a no, so no single failure may say it."""
+        if operation in wire.ATTACHING:
+            return self.attaches
+        return operation not in wire.GROWING or self.engine.has(Expands)
 
     @staticmethod
     def limits() -> Call:
@@ -334,13 +332,11 @@ class Service:
     # -- grow
 
     def expandvolume(self, call: Callout, limits: Call) -> Answer:
-        self._refuse_expand(call)
         volume_id = self._known_id(call, limits)
         return {"volumeNewSize": self._grow(volume_id, call, limits)}
 
     def expandfs(self, call: Callout, limits: Call) -> Answer:
         """The backend grows here too: a current controller manager never calls expandvolume."""
-        self._refuse_expand(call)
         volume_id = self._known_id(call, limits)
         if self.engine.provisioning is not None:
             self._grow(volume_id, call, limits)
@@ -350,12 +346,6 @@ class Service:
             capacity_range=CapacityRange(required=call.new_size),
         )
         return {"volumeNewSize": self.engine.run("node_expand", request, limits).capacity}
-
-    def _refuse_expand(self, call: Callout) -> None:
-        if not self.engine.has(Expands):
-            raise Unsupported(f"{call.operation}: backend {self.engine.backend.name!r} grows no volumes")
-        if not call.new_size:
-            raise InvalidArgument("new_size is 0: say how many bytes the volume is to have")
 
     def _grow(self, volume_id: str, call: Callout, limits: Call) -> int:
         request = volkit.ExpandVolumeRequest(

@@ -42,6 +42,9 @@ ATTACHING: Final = frozenset(
 )
 """Called only of a driver whose `init` says `attach: true`."""
 
+GROWING: Final = frozenset({"expandvolume", "expandfs"})
+"""Done only where the backend's volumes grow."""
+
 _KUBERNETES = "kubernetes.io/"
 NAME: Final = f"{_KUBERNETES}pvOrVolumeName"
 POD_UID: Final = f"{_KUBERNETES}pod.uid"
@@ -112,6 +115,12 @@ def _number(field: str, text: str) -> int:
     return int(text)
 
 
+def _size(field: str, text: str) -> int:
+    if not (size := _number(field, text)):
+        raise InvalidArgument(f"{field} is 0: say how many bytes the volume is to have")
+    return size
+
+
 def _options(field: str, text: str) -> dict[str, str]:
     import json
 
@@ -149,7 +158,7 @@ _READERS = {
     "device": lambda field, text: text,
     "node": _text,
     "name": _text,
-    "new_size": _number,
+    "new_size": _size,
     "old_size": _number,
 }
 

@@ -2,7 +2,7 @@
 
 On CI (``CI=true``) a skip fails the run unless ``ci/expected-skips.txt`` lists it with its reason.
 Anywhere, a run that leaves a mount below its temporary directory, or a loop device on a file there, fails and
-names it. On CI, where nothing else uses the machine, any new mount or loop device does.
+names it. On CI any new mount or loop device does, but for those of other runs' temporary directories.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,7 @@ INSTALL = {
 SEARCH = os.pathsep.join(
     [str(ROOT / ".venv/bin"), os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"]
 )
+
 
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
@@ -122,12 +124,19 @@ def expected_skips(text: str) -> list[str]:
 
 
 def left_over(start: Things, end: Things, tmp: Path, *, everything: bool) -> list[str]:
-    """Name what is on the host at the end and was not before: ``everything``, or what is below ``tmp``."""
-    inside = f"{tmp}/"
+    """Name what is on the host at the end and was not before: what is below ``tmp``, or ``everything`` but what others
+    have in the directory for temporary files.
+    """
+
+    def is_ours(*paths: str) -> bool:
+        if any(path.startswith(f"{tmp}/") for path in paths):
+            return True
+        return everything and not any(path.startswith(f"{tempfile.gettempdir()}/") for path in paths)
+
     return [
         f"left behind: {thing} ({shows})"
         for thing, shows in sorted(end.items())
-        if start.get(thing) != shows and (everything or thing.startswith(inside) or shows.startswith(inside))
+        if start.get(thing) != shows and is_ours(thing, shows)
     ]
 
 

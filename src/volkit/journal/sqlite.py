@@ -182,8 +182,22 @@ class SqliteJournal(Journal):
             )
         if version < len(MIGRATIONS):
             self._migrate(db)
-        db.execute("PRAGMA journal_mode = WAL")
+        self._log_ahead(db)
         db.execute("PRAGMA synchronous = NORMAL")
+
+    @staticmethod
+    def _log_ahead(db: sqlite3.Connection) -> None:
+        """Have a write-ahead log. SQLite itself does not wait where another process begins the same file."""
+        end = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def _create(self, db: sqlite3.Connection) -> None:
         versions = [db.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")]

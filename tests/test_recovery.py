@@ -394,6 +394,6 @@ def test_an_attachment_in_the_quarantine_still_counts(tmp_path: Path) -> None:
         assert engine.provisioning is not None
         engine.journal.write(Put("attach/v/n1", {"node": 1}))
         for _ in range(2):
-            assert engine.provisioning._attachments("v") == {"n1": {}}
-        engine.provisioning._forget_attachments("v", "n1")
+            assert engine.provisioning.attaching.records("v") == {"n1": {}}
+        engine.provisioning.attaching.forget("v", "n1")
         assert records(engine.journal) == []

@@ -68,7 +68,7 @@ class Making(Generic[T]):
         self._sort = sort
         self._journal = journal
         self._locks = locks
-        self._look: Callable[..., T] = look
+        self.look: Callable[..., T] = look
         self._remove = remove
         self._takes_ids = isinstance(controller, TakesIds)
         self._finds_names = isinstance(controller, FindsByName)
@@ -216,8 +216,8 @@ class Making(Generic[T]):
     def _look_for(self, id_: str, name: str, secrets: Secrets) -> T | None:
         try:
             if id_:
-                return self._look(id=id_, secrets=secrets)
-            return self._look(name=name, secrets=secrets) if self._finds_names else None
+                return self.look(id=id_, secrets=secrets)
+            return self.look(name=name, secrets=secrets) if self._finds_names else None
         except NotFound:
             return None
 

@@ -5,32 +5,29 @@ methods.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
 from volkit import interfaces, model, options, requests, validate
+from volkit.attaching import Attaching
 from volkit.backend import Backend
 from volkit.errors import (
     AlreadyExists,
-    Ambiguous,
     InUse,
     InvalidArgument,
     NotFound,
     OutOfRange,
     Unavailable,
-    VolkitError,
 )
 from volkit.guard import call_backend, texts
 from volkit.interfaces import Controller
-from volkit.journal import Delete, Journal, Put, key
-from volkit.journal.records import parts, quarantined
+from volkit.journal import Journal, key
+from volkit.journal.records import parts
 from volkit.locks import Locks
 from volkit.making import Found, Making
 from volkit.model import Snapshot, Volume
-from volkit.node_ids import decode_node_id
 
 if TYPE_CHECKING:
     from volkit.node_state import NodeState
@@ -63,6 +60,7 @@ class Provisioning:
         self.snapshots: Making[Snapshot] = Making(
             "snapshot", controller, journal, locks, look=self._look_snapshot, remove=self._remove_snapshot
         )
+        self.attaching = Attaching(controller, backend.limits, journal, self.volumes)
 
     def _has(self, mixin: type[interfaces.Mixin]) -> bool:
         return isinstance(self._controller, mixin)
@@ -187,33 +185,15 @@ class Provisioning:
         """Delete it and all that is recorded of it; the caller holds its id. Raises InUse."""
         self._refuse_if_in_use(volume_id)
         self.volumes.delete(volume_id, secrets)
-        self._forget_attachments(volume_id)  # what is left was detached behind our back
+        self.attaching.forget(volume_id)  # what is left was detached behind our back
 
     def _refuse_if_in_use(self, volume_id: str) -> None:
         if self._node_state and (where := self._node_state.in_use(volume_id)):
             raise InUse(
                 f"volume {volume_id!r} is in use at {where} on this node: unpublish and unstage it first"
             )
-        if nodes := self.published_on(volume_id):
+        if nodes := self.attaching.nodes_of(volume_id):
             raise InUse(f"volume {volume_id!r} is attached to node {nodes[0]!r}: unpublish it there first")
-
-    def published_on(self, volume_id: str) -> tuple[str, ...]:
-        """The nodes that a volume is attached to: as the storage tells, else as recorded."""
-        if self._has(interfaces.ListsPublished):
-            return self._published((volume_id,)).get(volume_id, ())
-        if not self._has(interfaces.Publishes):
-            return ()
-        return tuple(self._attachments(volume_id))
-
-    def _attachments(self, volume_id: str) -> dict[str, Mapping[str, Any]]:
-        """The records of attachments by node; {} of one that could not be read: its volume may be attached."""
-        prefix = key("attach", volume_id, "")
-        found = {entry.value["node"]: entry.value for entry in self._journal.scan(prefix)}
-        # after the scan, which moves what it cannot read there
-        aside: dict[str, Mapping[str, Any]] = {
-            parts(one)[2]: {} for one in quarantined(self._journal, prefix)
-        }
-        return aside | found
 
     def _look_volume(
         self, *, id: str = "", name: str = "", secrets: model.Secrets = model.NO_SECRETS
@@ -262,33 +242,18 @@ class Provisioning:
     def _entries(self, volumes: tuple[Volume, ...]) -> tuple[requests.VolumeEntry, ...]:
         """The volumes with the nodes they are attached to and their health, where the backend tells them."""
         nodes = (
-            self._published(tuple(one.id for one in volumes))
+            self.attaching.listed(tuple(one.id for one in volumes))
             if volumes and self._has(interfaces.ListsPublished)
             else {}
         )
         return tuple(
             requests.VolumeEntry(
                 volume=one,
-                published_node_ids=self._wire_ids(one.id, nodes.get(one.id, ())),
+                published_node_ids=self.attaching.wire_ids(one.id, nodes.get(one.id, ())),
                 health=self._health(one.id),
             )
             for one in volumes
         )
-
-    def _wire_ids(self, volume_id: str, nodes: tuple[str, ...]) -> tuple[str, ...]:
-        """The ids by which the nodes are known outside, facts and all; a node is its own where that is not recorded."""
-        if not nodes:
-            return ()
-        records = [entry.value for entry in self._journal.scan(key("attach", volume_id, ""))]
-        known = {record["node"]: record.get("node_id", record["node"]) for record in records}
-        return tuple(known.get(node, node) for node in nodes)
-
-    def _published(self, volume_ids: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
-        request = requests.ListPublishedRequest(volume_ids=volume_ids)
-        result: requests.ListPublishedResult = call_backend(
-            self._controller.list_published, request, requests.ListPublishedResult
-        )
-        return result.node_ids
 
     def _health(self, volume_id: str) -> model.VolumeHealth | None:
         if not self._has(interfaces.ReportsHealth):
@@ -371,91 +336,6 @@ class Provisioning:
             self._controller.get_capacity, attrs.evolve(request, parameters=typed), requests.CapacityResult
         )
         return result
-
-    # -- attachments
-    # ---------------------------------------------------------------------------------------------------
-
-    def controller_publish(
-        self, request: requests.ControllerPublishRequest, call: requests.Call
-    ) -> requests.ControllerPublishResult:
-        validate.check_id(request.volume_id)
-        validate.check_id(request.node_id, "node_id")
-        node_id, facts = decode_node_id(request.node_id)
-        with self.volumes.lock_id(request.volume_id, call.patience()):
-            volume = self._look_volume(id=request.volume_id, secrets=request.secrets)
-            self._check_capabilities((request.capability,), type(volume))
-            attach_key = key("attach", request.volume_id, node_id)
-            asked = {"node": node_id, "readonly": request.readonly, "capability": request.capability.record()}
-            entry = self._journal.get(attach_key)
-            since = entry.value.get("since", 0) if entry else time.time()
-            record = {**asked, "node_id": request.node_id, "since": since}
-            if entry and "context" in entry.value and node_id in self.published_on(request.volume_id):
-                if any(entry.value[part] != asked[part] for part in asked):
-                    raise AlreadyExists(
-                        f"volume {request.volume_id!r} is attached to node {node_id!r} in another way: detach it first"
-                    )
-                if entry.value != (now := {**record, "context": entry.value["context"]}):
-                    self._journal.write(Put(attach_key, now), durable=False)
-                return requests.ControllerPublishResult(publish_context=entry.value["context"])
-            self._refuse_second_node(request, node_id)
-            self._journal.write(Put(attach_key, record), durable=True)
-            try:
-                result: requests.ControllerPublishResult = call_backend(
-                    self._controller.controller_publish,
-                    attrs.evolve(request, node_id=node_id, node_facts=facts),
-                    requests.ControllerPublishResult,
-                )
-            except VolkitError as error:
-                if not isinstance(error, Ambiguous):
-                    self._journal.write(Delete(attach_key), durable=False)
-                raise
-            self._journal.write(
-                Put(attach_key, {**record, "context": dict(result.publish_context)}), durable=False
-            )
-            return result
-
-    def _refuse_second_node(self, request: requests.ControllerPublishRequest, node_id: str) -> None:
-        """A volume for one node is never attached to two, nor one for a single writer to a second writer."""
-        others = {
-            node: record for node, record in self._attachments(request.volume_id).items() if node != node_id
-        }
-        if self._has(interfaces.ListsPublished):
-            real = self._published((request.volume_id,)).get(request.volume_id, ())
-            others = {node: others.get(node, {}) for node in real if node != node_id}
-        mode = request.capability.access_mode
-        for node, other in others.items():
-            if not mode.multi_node:
-                raise InUse(
-                    f"volume {request.volume_id!r} is attached to node {node!r}: detach it there first ({mode.name})"
-                )
-            writes = not request.readonly and not mode.read_only
-            if (
-                mode is model.AccessMode.MULTI_NODE_SINGLE_WRITER
-                and writes
-                and not other.get("readonly", False)
-            ):
-                raise InUse(
-                    f"volume {request.volume_id!r} is written to by node {node!r} already ({mode.name})"
-                )
-
-    def controller_unpublish(self, request: requests.ControllerUnpublishRequest, call: requests.Call) -> None:
-        validate.check_id(request.volume_id)
-        if request.node_id:
-            validate.check_id(request.node_id, "node_id")
-        node_id, facts = decode_node_id(request.node_id)
-        with self.volumes.lock_id(request.volume_id, call.patience()):
-            detach = attrs.evolve(request, node_id=node_id, node_facts=facts)
-            _gone(lambda: call_backend(self._controller.controller_unpublish, detach, type(None)))
-            self._forget_attachments(request.volume_id, node_id)
-
-    def _forget_attachments(self, volume_id: str, node_id: str = "") -> None:
-        """Remove the record of one attachment, or of all of the volume's."""
-        prefix = key("attach", volume_id, node_id)
-        aside = [key("quarantine", one) for one in quarantined(self._journal, prefix)]
-        entries = [*(entry.key for entry in self._journal.scan(prefix)), *aside]
-        gone = [one for one in entries if not node_id or one in (prefix, key("quarantine", prefix))]
-        if gone:
-            self._journal.write(*map(Delete, gone), durable=False)
 
     # -- snapshots
     # -----------------------------------------------------------------------------------------------------

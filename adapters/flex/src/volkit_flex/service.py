@@ -159,7 +159,7 @@ class Service:
         if not volume_id:
             return {"attached": False}
         if self._publishes and self.engine.provisioning is not None:
-            nodes = self.engine.provisioning.published_on(volume_id)
+            nodes = self.engine.provisioning.attaching.nodes_of(volume_id)
             return {"attached": call.node in nodes}
         return {"attached": call.node in record.get("nodes", ())}
 

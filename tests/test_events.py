@@ -92,9 +92,12 @@ def test_what_one_call_from_outside_does_has_one_id_also_in_the_backends_thread(
     engine.listen(heard)
     assert engine.controller is not None
     look = engine.controller.get_volume
-    monkeypatch.setattr(
-        engine.controller, "get_volume", lambda request: seen.append(events.request_id()) or look(request)
-    )
+
+    def looked(request: Any) -> Any:
+        seen.append(events.request_id())
+        return look(request)
+
+    monkeypatch.setattr(engine.controller, "get_volume", looked)
     with events.request() as known:
         create(engine)
         engine.run("list_volumes", r.ListRequest())

@@ -4,7 +4,7 @@ Who connects to `STATE_DIR/status/PID.sock` (mode 0600) gets one JSON object and
 nobody asks.
 
 ```text
-{"pid", "program", "backend", "node", "services", "since",
+{"pid", "version", "program", "backend", "node", "services", "since",
  "calls": [{"operation", "subject", "request", "since", "left"}],
  "operations": {NAME: {"ended", "failed", "seconds", "slowest"}},
  "recent": [{"operation", "subject", "request", "ended", "seconds", "code"}],
@@ -14,6 +14,7 @@ nobody asks.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -49,6 +50,7 @@ class Status:
         self._tally = tally
         self._facts = {
             "pid": os.getpid(),
+            "version": getattr(sys.modules["volkit"], "__version__", ""),
             "program": os.path.basename(sys.argv[0]),
             **facts,
             "since": time.time(),
@@ -59,6 +61,7 @@ class Status:
     def serve(self) -> None:
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            _clear(self._path.parent)
             self._path.unlink(missing_ok=True)
             self._socket = _bound(self._path)
             threading.Thread(
@@ -133,6 +136,15 @@ def ask(path: Path) -> dict[str, Any]:
     if not isinstance(told, dict):
         raise Unavailable(f"what answers on {path} is no driver")
     return told
+
+
+def _clear(directory: Path) -> None:
+    """Remove what drivers left that were killed."""
+    for path in directory.glob("*.sock"):
+        with socket.socket(socket.AF_UNIX) as asking, _near(path) as name:
+            asking.setblocking(False)
+            if asking.connect_ex(name) == errno.ECONNREFUSED:
+                path.unlink(missing_ok=True)
 
 
 class _near:  # noqa: N801 (reads as a function)

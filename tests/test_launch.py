@@ -15,7 +15,7 @@ import pytest
 from attrs import frozen
 
 import volkit
-from volkit import FailedPrecondition, InvalidArgument, NotFound, launch, option
+from volkit import FailedPrecondition, InvalidArgument, NotFound, launch, logs, option
 
 
 @frozen
@@ -329,7 +329,7 @@ def restored() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    launch._hidden.clear()
+    logs._hidden.clear()
 
 
 @pytest.mark.usefixtures("restored")

@@ -16,10 +16,11 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from volkit.backend import Backend, supported
 from volkit.errors import FailedPrecondition, InvalidArgument, Unsupported
+from volkit.events import Listener, Tally, Telling, subject_of
 from volkit.guard import hiding, secrets_of
 from volkit.interfaces import Controller, FindsByName, Mixin, Node, TakesIds, TakesTokens
 from volkit.journal import Journal, SharedJournal, open_journal
@@ -29,8 +30,10 @@ from volkit.model import Volume
 from volkit.operations import OPERATIONS, Operation
 from volkit.requests import Call
 
+if TYPE_CHECKING:
+    from volkit.status import Status
+
 SERVICES = ("controller", "node")
-_SUBJECTS = ("volume_id", "name", "snapshot_id")
 _UNDOING = frozenset(one.undo for one in OPERATIONS.values() if one.undo)
 
 
@@ -91,6 +94,7 @@ class Engine:
             one.name: one for one in supported(controller_class, node_class)
         }
         self.lanes = Lanes(state_dir / "left-behind" / f"{os.getpid()}.json")
+        self._telling = Telling(backend.name, node_id)
         caches = str(state_dir.absolute() / "cache")
         state = NodeState(self.node, backend, local, self.locks, node_id, caches) if self.node else None
         self.node_state = state
@@ -98,6 +102,7 @@ class Engine:
         self.publishing = Publishing(state) if state else None
         self._mending = None
         self._closing = threading.Event()
+        self._status: Status | None = None
         if state:
             from volkit.host import apart
 
@@ -134,6 +139,11 @@ class Engine:
         Raises only errors of `volkit.errors`: Unsupported for a row that is not served here; for an exception
         of the backend that is none of these, what is found out by looking, else Unavailable.
         """
+        subject = subject_of(request)
+        work = functools.partial(self._dispatch, operation, subject, request, call)
+        return self._told(operation, subject, request, work) if self._telling.listeners else work()
+
+    def _dispatch(self, operation: str, subject: str, request: Any, call: Call) -> Any:
         run = self._run.get(operation)
         if run is None:
             row = OPERATIONS[operation]
@@ -145,7 +155,7 @@ class Engine:
             raise Unsupported(f"{operation}: the {why}")
         return self.lanes.run(
             operation,
-            _subject(request),
+            subject,
             functools.partial(_hidden, run, request, call),
             until=call.deadline,
             patience=call.patience(),
@@ -158,8 +168,26 @@ class Engine:
         """
         if self.provisioning is None:
             raise Unsupported("to find a volume by its name takes the controller service")
-        work = functools.partial(self.provisioning.find_volume, name, call)
-        return self.lanes.run("find", name, work, until=call.deadline, patience=call.patience())
+        look = functools.partial(self.provisioning.find_volume, name, call)
+        work = functools.partial(
+            self.lanes.run, "find_volume", name, look, until=call.deadline, patience=call.patience()
+        )
+        return self._told("find_volume", name, None, work) if self._telling.listeners else work()
+
+    def listen(self, listener: Listener) -> None:
+        """Tell `listener` of every operation from now on."""
+        self._telling.listen(listener)
+
+    def _told(self, operation: str, subject: str, request: Any, work: Callable[[], Any]) -> Any:
+        """`work()`, and the listeners are told when it begins and how it ends."""
+        begun = self._telling.begin(operation, subject, request)
+        try:
+            result = work()
+        except BaseException as error:
+            self._telling.end(begun, request, error=error)
+            raise
+        self._telling.end(begun, request, result)
+        return result
 
     @contextmanager
     def listening(self, socket: str) -> Iterator[None]:
@@ -177,7 +205,16 @@ class Engine:
                 note.unlink(missing_ok=True)
 
     def watch(self) -> None:
-        """For a daemon: start again from now on what dies of the programs that serve this node's volumes."""
+        """For a daemon: start again from now on what dies of the programs that serve this node's volumes, and tell
+        `volkit top` what runs.
+        """
+        from volkit.status import Status
+
+        tally = Tally()
+        self.listen(tally)
+        facts = {"backend": self.backend.name, "node": self.node_id, "services": sorted(self.services)}
+        self._status = Status(self.state_dir, self.lanes, tally, facts)
+        self._status.serve()
         if self._mending is not None:
             watching = threading.Thread(
                 target=self._mending.watch, args=(self._closing,), name="volkit-mending"
@@ -185,12 +222,19 @@ class Engine:
             watching.daemon = True
             watching.start()
 
+    @property
+    def closing(self) -> bool:
+        """Was it closed, or is it being closed?"""
+        return self._closing.is_set()
+
     def close(self, grace: float = 0.0) -> int:
         """Wait at most `grace` seconds for calls that were left behind, and close the journal, also the one that was
         given. Returns how many calls still run: nothing stops them, and the journal stays open for them; end the
         process by `os._exit` then.
         """
         self._closing.set()
+        if self._status is not None:
+            self._status.close()
         if left := self.lanes.close(grace):
             return left
         self.node_journal.close()
@@ -205,11 +249,6 @@ def _hidden(run: Callable[[Any, Call], Any], request: Any, call: Call) -> Any:
         with hiding(*secrets):
             return run(request, call)
     return run(request, call)
-
-
-def _subject(request: Any) -> str:
-    """What a request is about, for its lane: a volume or a snapshot, by id or by name; "" for all of them."""
-    return next((str(value) for part in _SUBJECTS if (value := getattr(request, part, ""))), "")
 
 
 def can_find_again(controller: type | None) -> bool:

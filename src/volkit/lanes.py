@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 from attrs import frozen
 
 from volkit.errors import Aborted, DeadlineExceeded, Unavailable, VolkitError
+from volkit.events import request_id
 
 T = TypeVar("T")
 
@@ -51,6 +52,17 @@ class LeftBehind:
     since: float
 
 
+@frozen
+class Running:
+    """A call that runs; `left` behind or not. `request` is the call from outside that it belongs to."""
+
+    operation: str
+    subject: str
+    since: float
+    left: bool
+    request: str
+
+
 class _Task:
     """One call: what it does, how it ended, and whether its caller still waits."""
 
@@ -61,6 +73,7 @@ class _Task:
         "error",
         "left",
         "operation",
+        "request",
         "result",
         "share",
         "subject",
@@ -75,6 +88,7 @@ class _Task:
         self.share = share
         self.work = work
         self.context = contextvars.copy_context()
+        self.request = request_id()
         self.begun = time.time()
         self.done = threading.Lock()
         self.done.acquire()
@@ -104,6 +118,8 @@ _Inbox = SimpleQueue["_Task | None"]
 class Lanes:
     """The threads of one engine. They are daemons: what hangs keeps no process from ending.
 
+    `rejected` counts the calls that were not begun: since too many of their volume ran, or too many hung.
+
     `report` is a file that lists what was left behind as long as there is any, for `volkit doctor`.
     """
 
@@ -112,7 +128,9 @@ class Lanes:
         self._room = threading.Condition()
         self._running: dict[tuple[str, bool], int] = {}
         self._waiting = 0
+        self._tasks: set[_Task] = set()
         self._left: set[_Task] = set()
+        self.rejected = {"volume": 0, "hung": 0}
         self._idle: list[_Inbox] = []
         self._closed = False
 
@@ -167,6 +185,20 @@ class Lanes:
         with self._room:
             return sum(self._running.values())
 
+    @property
+    def calls(self) -> tuple[Running, ...]:
+        """The calls that run, the oldest first."""
+        with self._room:
+            tasks = list(self._tasks)
+        tasks.sort(key=lambda one: one.begun)
+        return tuple(Running(one.operation, one.subject, one.begun, one.left, one.request) for one in tasks)
+
+    @property
+    def threads(self) -> tuple[int, int, int]:
+        """How many calls run, how many wait for a place among their volume's, and how many threads are idle."""
+        with self._room:
+            return sum(self._running.values()), self._waiting, len(self._idle)
+
     def close(self, grace: float = 0.0) -> int:
         """Let idle threads end, wait at most `grace` seconds for calls that run, and return how many still do."""
         with self._room:
@@ -190,6 +222,7 @@ class Lanes:
         subject, undoes = share
         with self._room:
             if len(self._left) >= MAX_LEFT * (1 + undoes):
+                self.rejected["hung"] += 1
                 raise Unavailable(
                     f"{len(self._left)} calls hang, the oldest is {self._listed()[0].operation} of "
                     f"{self._listed()[0].subject!r}: the storage does not answer"
@@ -203,6 +236,7 @@ class Lanes:
                 finally:
                     self._waiting -= 1
                 if not free:
+                    self.rejected["volume"] += 1
                     raise Aborted(
                         f"{operation}: {PER_VOLUME} calls of {subject!r} run already: repeat it in a moment"
                     )
@@ -210,6 +244,7 @@ class Lanes:
 
     def _give(self, task: _Task) -> None:
         with self._room:
+            self._tasks.add(task)
             inbox = self._idle.pop() if self._idle else None  # the last one, whose memory is warm
         if inbox is None:  # never through the thread's arguments, which it keeps
             inbox = SimpleQueue()
@@ -227,6 +262,7 @@ class Lanes:
     def _end(self, task: _Task, inbox: _Inbox) -> bool:
         """Tell that it has ended; False where its thread is to end too."""
         with self._room:
+            self._tasks.discard(task)
             stays = not self._closed
             number = self._running.pop(task.share) - 1
             if number:

@@ -27,21 +27,24 @@ the command line, which every user of the machine can read.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from volkit import options
 from volkit.backend import Backend
 from volkit.engine import SERVICES, Engine, can_find_again
 from volkit.errors import FailedPrecondition, InvalidArgument
-from volkit.guard import declared_secrets, secrets_in_use
+from volkit.guard import declared_secrets
 from volkit.journal import open_journal
-from volkit.redaction import redact
+from volkit.logs import OperationLog, configure_logging, hide
+
+__all__ = [
+    "LEVELS", "Parser", "STATE_DIR", "add_arguments", "add_option_argument", "add_serving_arguments",
+    "configure_logging", "hide", "keep_to_one_cpu", "observe", "observed", "open_engine", "read_pairs", "read_settings",
+]  # fmt: skip
 
 STATE_DIR = Path("/var/lib/volkit")
 LEVELS = ("debug", "info", "warning", "error")
@@ -176,6 +179,19 @@ def add_arguments(parser: argparse.ArgumentParser, backend: type[Backend[Any, An
         choices=("text", "json"),
         default="text",
         help="for people or for machines (default: text)",
+    )
+
+
+def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what everything that goes on running takes besides: where it can be watched."""
+    parser.add_argument(
+        "--metrics",
+        default="",
+        metavar="HOST:PORT",
+        help="serve /metrics for Prometheus, /healthz and /readyz there (default: not at all)",
+    )
+    parser.add_argument(
+        "--traces", default="", metavar="URL", help="send OpenTelemetry traces there, by OTLP over HTTP"
     )
 
 
@@ -315,7 +331,7 @@ def open_engine(args: argparse.Namespace, backend: type[Backend[Any, Any]] | Non
     if args.journal:
         controller = backend.controller_class(settings) if "controller" in args.services else None
         journal = open_journal(args.journal, set_aside=can_find_again(controller))
-    return Engine(
+    engine = Engine(
         backend,
         settings,
         state_dir=state_dir,
@@ -323,6 +339,34 @@ def open_engine(args: argparse.Namespace, backend: type[Backend[Any, Any]] | Non
         node_id=args.node_id,
         services=frozenset(args.services),
     )
+    observe(engine)
+    return engine
+
+
+def observe(engine: Engine) -> None:
+    """Log the operations of an engine that was made without `open_engine`."""
+    engine.listen(OperationLog())
+
+
+@contextmanager
+def observed(
+    engine: Engine, args: argparse.Namespace, rejected: Callable[[], int] = lambda: 0
+) -> Iterator[None]:
+    """Serve what `add_serving_arguments` asks for, until the block is left; also while the driver drains. `rejected`
+    counts the calls that the adapter itself turned away.
+
+    Raises InvalidArgument, and FailedPrecondition where the address is taken or an extra is not installed.
+    """
+    with ExitStack() as serving:
+        if args.traces:
+            from volkit.tracing import tracing
+
+            serving.enter_context(tracing(engine, args.traces))
+        if args.metrics:
+            from volkit.metrics import serve
+
+            serving.enter_context(serve(engine, args.metrics, rejected))
+        yield
 
 
 def read_settings(backend: type[Backend[Any, Any]], given: Iterable[tuple[str, str, str]]) -> Any:
@@ -359,73 +403,3 @@ def _value(name: str, text: str) -> str:
         except InvalidArgument as error:
             raise InvalidArgument(f"option {name!r}: {error}") from None
     return text[1:] if text.startswith("@@") else text
-
-
-# -- the log -------------------------------------------------------------------------------------------------
-
-_hidden: set[str] = set()
-_PLAIN = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
-
-
-def hide(*values: str) -> None:
-    """Log `***` instead of these texts from now on; `open_engine` does it for secret options."""
-    _hidden.update(filter(None, values))
-
-
-def configure_logging(level: str = "info", form: str = "text", stream: TextIO | None = None) -> None:
-    """Log to `stream` (default: stderr) lines for people (`text`) or JSON objects, one a line (`json`)."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_JsonLines() if form == "json" else _Lines())
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-
-
-class _Lines(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO volkit.engine: …`; more lines are indented: none can be faked."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(_readable(record))
-        shown = _redacted(text).replace("\n", "\n    ")
-        return f"{_timestamp(record)} {record.levelname} {record.name}: {shown}"
-
-
-class _JsonLines(logging.Formatter):
-    """The keys time, level, logger, message, exception where there is one, and the call's own `extra`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        import json
-
-        fields = {
-            "time": _timestamp(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": _shown(_readable(record).getMessage()),
-        }
-        if record.exc_info:
-            fields["exception"] = _shown(self.formatException(record.exc_info))
-        extra = {key: _shown(value) for key, value in vars(record).items() if key not in _PLAIN}
-        return json.dumps({**extra, **fields}, ensure_ascii=False)
-
-
-def _timestamp(record: logging.LogRecord) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-
-
-def _shown(value: object) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    text = str(value)
-    shown = _redacted(text)
-    return value if shown == text and isinstance(value, int | float) else shown
-
-
-def _redacted(text: str) -> str:
-    return redact(text, *_hidden, *secrets_in_use())
-
-
-def _readable(record: logging.LogRecord) -> logging.LogRecord:
-    """The record, also where its text and its arguments do not fit: logging would print them to stderr as they are."""
-    try:
-        record.getMessage()
-        return record
-    except Exception:
-        return logging.makeLogRecord({**vars(record), "msg": f"{record.msg!r} {record.args!r}", "args": None})

@@ -6,9 +6,9 @@ before the act it stands for:
 
     stage/<volume>            {"path", "capability", "state": "connecting" | "connected", "connection", "format",
                                "fs_type", "since"}
-    target/<volume>/<path>    {"path", "readonly", "capability", "staging", "connection", "since", and "state":
-                               "cancelled" where it was unpublished while its publish hung, "unpublishing" while
-                               its backend disconnects}
+    target/<volume>/<path>    {"path", "readonly", "capability", "staging", "connection", "since", "user" (the pod,
+                               where the platform names it), and "state": "cancelled" where it was unpublished while
+                               its publish hung, "unpublishing" while its backend disconnects}
 
 `format` is the recorded intent to make a file system. It is durable before mkfs runs and durably gone after
 it, so that a killed mkfs is finished and a file system with data on it is never made anew.

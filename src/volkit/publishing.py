@@ -32,6 +32,9 @@ from volkit.node_state import (
     unmount,
 )
 
+_USER = ("pod.name", "pod.namespace", "pod.uid", "serviceAccount.name")
+_MAX_NAME = 256
+
 _log = logging.getLogger("volkit.engine")
 
 
@@ -56,6 +59,7 @@ class Publishing:
             "capability": request.capability.record(),
             "staging": request.staging_target_path,
             "since": time.time(),
+            **({"user": user} if (user := user_of(request.metadata)) else {}),
         }
         with self._state.locks.hold(target_key, wait=call.patience()):
             old = self._state.record(target_key)
@@ -278,6 +282,14 @@ class Publishing:
                 return False
             self._unpublish(target_key, record, volume_id, path)
             return True
+
+
+def user_of(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Whom a volume is published for, of what a platform tells besides: nothing else of it is recorded, since tokens
+    are among it. CSI's `csi.storage.k8s.io/pod.name`, FlexVolume's `kubernetes.io/pod.name`.
+    """
+    told = {name.rpartition("/")[2]: value for name, value in metadata.items()}
+    return {name: told[name][:_MAX_NAME] for name in _USER if told.get(name)}
 
 
 def _read_only(request: requests.NodePublishRequest) -> bool:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from volkit import launch
+from volkit import launch, logs
 from volkit.errors import Aborted, InUse, NotFound, Unavailable, VolkitError
 from volkit.guard import call_backend, secrets_of
 from volkit.model import Capability, FileConnection, Secrets
@@ -376,14 +376,14 @@ def test_declared_secrets_of_every_type_are_secrets(keys: list[str], pin: int, t
 @pytest.fixture
 def hidden(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     found: set[str] = set()
-    monkeypatch.setattr(launch, "_hidden", found)
+    monkeypatch.setattr(logs, "_hidden", found)
     return found
 
 
 def a_log(form: str) -> tuple[logging.Logger, io.StringIO, logging.Handler]:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(launch._JsonLines() if form == "json" else launch._Lines())
+    handler.setFormatter(logs._JsonLines() if form == "json" else logs._Lines())
     log = logging.Logger("acme")  # noqa: LOG001 (nobody else is listening)
     log.addHandler(handler)
     return log, stream, handler

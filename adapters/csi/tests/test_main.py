@@ -177,7 +177,7 @@ def test_a_vendors_driver_from_start_to_stop(tmp_path: Path) -> None:
         child.send_signal(signal.SIGTERM)
         _, log = child.communicate(timeout=20)
         assert child.returncode == 0
-    assert "CreateVolume 'pvc'" in log
+    assert "create_volume 'pvc'" in log
     assert "OK" in log
     assert not socket.exists()
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import argparse
 
 _RECOVERY = ("journal", "recover", "doctor")
-_OWN = ("backends", "check", "mounter", "table", *_RECOVERY)
+_WATCHING = ("volumes", "top")
+_OWN = ("backends", "check", "mounter", "table", *_RECOVERY, *_WATCHING)
 _ELSEWHERE = {"call": "volkit-csi", "demo": "volkit-csi"}
 
 
@@ -77,11 +78,13 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
         ("journal", "list what is unfinished in a driver's journal"),
         ("recover", "settle what a crash left unfinished, by looking"),
         ("doctor", "find what is leaked, stuck or foreign, and repair it"),
+        ("volumes", "show every volume, where it is and who uses it"),
+        ("top", "show the operations that run in drivers"),
     ):
         # with another prefix character every word after it is a plain word, read with the flags of a driver
         command = commands.add_parser(name, help=summary, prefix_chars="\0", add_help=False)
         command.add_argument("words", nargs="...")
-        command.set_defaults(run=_check if name == "check" else _recovery)
+        command.set_defaults(run={"check": _check, "volumes": _volumes, "top": _top}.get(name, _recovery))
     return parser, commands
 
 
@@ -114,6 +117,18 @@ def _recovery(args: argparse.Namespace) -> int:
     from volkit.cli.recovery import main
 
     return main(args.command, args.words)
+
+
+def _volumes(args: argparse.Namespace) -> int:
+    from volkit.cli.volumes import main
+
+    return main(args.words)
+
+
+def _top(args: argparse.Namespace) -> int:
+    from volkit.cli.top import main
+
+    return main(args.words)
 
 
 def _add_adapters(commands: argparse._SubParsersAction[Any]) -> list[str]:

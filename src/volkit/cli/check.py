@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from volkit.cli.progress import progress
 from volkit.errors import FailedPrecondition, InvalidArgument, VolkitError
 from volkit.testing.report import FORMATS, Outcome, failed, write
 
@@ -31,7 +32,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         suite = _suite(args)
         _refuse_to_disturb(suite, args)
-        outcomes = list(run(suite, faults=args.faults, only=args.only))
+        outcomes = []
+        with progress(f"checking {args.backend}") as shown:
+            for outcome in run(suite, faults=args.faults, only=args.only):
+                outcomes.append(outcome)
+                shown.say(f"checking {args.backend}: {len(outcomes)} cases done, the last {outcome.id}")
     except VolkitError as error:
         print(f"volkit check: {error.message}", file=sys.stderr)
         return 2 if isinstance(error, InvalidArgument) else 1

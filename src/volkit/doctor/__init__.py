@@ -1,4 +1,4 @@
-"""What does not fit between journal, storage and node, with the command that repairs it (`volkit doctor`).
+"""What does not fit between journal, storage, node and platform, with the command that repairs it (`volkit doctor`).
 
 It ends, whatever hangs: the kernel's tables are read (mount table, sysfs, proc), and what may wait is asked with a
 deadline, the backend in a thread that is left behind, mounts and devices by processes apart. It may run beside
@@ -14,6 +14,7 @@ from volkit.doctor.files import examine_programs, examine_state_directory
 from volkit.doctor.finding import Finding
 from volkit.doctor.node import Table
 from volkit.doctor.places import examine_answers, examine_copies, examine_places
+from volkit.doctor.platform import examine_platform
 from volkit.doctor.processes import Drivers, examine_processes
 from volkit.doctor.records import examine_calls, examine_records
 from volkit.doctor.storage import examine_storage
@@ -30,6 +31,7 @@ def examine(engine: Engine, *, min_age: float = MIN_AGE) -> Iterator[Finding]:
     """
     table, drivers = Table(), Drivers(engine)
     looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("the platform", lambda: examine_platform(engine, table)),
         ("records", lambda: examine_records(engine, table, drivers, min_age)),
         ("calls", lambda: examine_calls(engine, drivers)),
         ("the state directory", lambda: examine_state_directory(engine)),

@@ -92,7 +92,7 @@ def examine_state_directory(engine: Engine) -> Iterator[Finding]:
     for note in sorted((engine.state_dir / "sockets").glob("*")):
         with suppress(OSError):
             path = note.read_text()
-            if _is_stale(path):
+            if is_stale(path):
                 what = f"nobody listens on {path}: its driver was killed"
                 repair = _forgetting(note, path)
                 yield Finding(sort="leaked", what=what, command=shlex.join(["rm", path]), repair=repair)
@@ -104,7 +104,7 @@ def examine_state_directory(engine: Engine) -> Iterator[Finding]:
             )
 
 
-def _is_stale(path: str) -> bool:
+def is_stale(path: str) -> bool:
     """Is a socket there that nobody listens on? Nothing is waited for."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
@@ -119,7 +119,7 @@ def _is_stale(path: str) -> bool:
 
 def _forgetting(note: Path, path: str) -> Callable[[], str]:
     def repair() -> str:
-        if not _is_stale(path):
+        if not is_stale(path):
             return "it was settled meanwhile"
         Path(path).unlink(missing_ok=True)
         return removing(note)()

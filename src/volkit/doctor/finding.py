@@ -28,11 +28,11 @@ _AT_ONCE: Final = 8
 
 @frozen(kw_only=True)
 class Finding:
-    """Something that does not fit: `sort` is leaked, stuck or foreign; `command` repairs it, and so does `repair`
-    where volkit itself made it.
+    """Something that does not fit: `sort` is leaked, stuck or foreign, unfit (of the platform), or advice, which may
+    be left as it is; `command` repairs it, and so does `repair` where volkit itself made it.
     """
 
-    sort: Literal["leaked", "stuck", "foreign"]
+    sort: Literal["leaked", "stuck", "foreign", "unfit", "advice"]
     what: str
     command: str
     repair: Callable[[], str] | None = None

@@ -142,7 +142,11 @@ def _stage(value: Mapping[str, Any]) -> str:
 def _target(value: Mapping[str, Any]) -> str:
     if value.get("state") not in (None, "cancelled", "unpublishing"):
         return f"'state' is {value['state']!r}"
-    return _wrong(value, path=str, readonly=bool, staging=str) or _capability(value) or _connection(value)
+    return (
+        _wrong(value, path=str, readonly=bool, staging=str, user=(dict, _NONE))
+        or _capability(value)
+        or _connection(value)
+    )
 
 
 def _attach(value: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 import volkit
 from volkit import AccessMode
+from volkit.cli.progress import progress
 from volkit_csi.client import METHODS, CallError, Client
 from volkit_csi.lean import csi_pb2
 from volkit_csi.wire import SECRET_FIELD
@@ -48,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
 
     with client:
         try:
-            answer = client.call(args.method, request)
+            with progress(args.method):
+                answer = client.call(args.method, request)
         except CallError as error:
             show.error(error, endpoint, as_json)
             return EXIT_BASE + error.number

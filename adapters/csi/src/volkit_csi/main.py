@@ -95,7 +95,10 @@ def _serve(
     try:
         engine.watch()
         server = make_server(engine, args, version)
-        with engine.listening(server.endpoint.path):
+        with (
+            volkit.launch.observed(engine, args, lambda: server.turned_away),
+            engine.listening(server.endpoint.path),
+        ):
             left = server.run()
     finally:
         if not left:
@@ -107,6 +110,7 @@ def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name:
     """The flags of the driver, fewer where backend and name are fixed."""
     parser = volkit.launch.Parser(prog=prog, description="Serves a volkit backend as a CSI driver.")
     volkit.launch.add_arguments(parser, backend)
+    volkit.launch.add_serving_arguments(parser)
     parser.add_argument(
         "--endpoint", default=ENDPOINT, metavar="URL", help=f"the socket to serve on (default: {ENDPOINT})"
     )

@@ -122,6 +122,11 @@ class Server:
         )
         self._listener: Listener | None = None
 
+    @property
+    def turned_away(self) -> int:
+        """How many calls found the backlog full."""
+        return self._routes.turned_away
+
     def start(self) -> None:
         """Listen. Raises FailedPrecondition or PermissionDenied when the endpoint cannot be had.
 
@@ -262,6 +267,7 @@ class Routes(grpc.GenericRpcHandler):
         self._bounded: set[str] = set()
         self._calls = calls
         self._backlog = backlog
+        self.turned_away = 0
         self._turned_away: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
             Lane(self._turn_away, fast)
         )
@@ -283,6 +289,7 @@ class Routes(grpc.GenericRpcHandler):
         return self._handlers.get(name)
 
     def _turn_away(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.turned_away += 1
         busy = f"the driver is busy: {self._calls.waiting} calls wait already; repeat it later"
         context.abort(grpc.StatusCode.UNAVAILABLE, busy)
 

@@ -8,7 +8,6 @@ start.
 from __future__ import annotations
 
 import logging
-import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -17,7 +16,7 @@ from attrs import field, frozen
 from google.protobuf.message import DecodeError, Message
 
 import volkit
-from volkit import AccessMode, Call, Engine, Mixin, VolkitError
+from volkit import AccessMode, Call, Engine, Mixin, VolkitError, events
 from volkit_csi import answers, codec
 from volkit_csi.codes import code_of
 from volkit_csi.lean import csi_pb2 as pb
@@ -31,8 +30,6 @@ NODE: Final = "csi.v1.Node"
 
 WAIT: Final = 2.0
 """Seconds that a call waits for another one on its volume before it is ABORTED; a sidecar repeats it soon."""
-
-_AWAY: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
 
 _log = logging.getLogger("volkit.csi")
 
@@ -61,17 +58,6 @@ class Rpc:
     def method(self) -> str:
         """Its name: the request's without "Request"."""
         return self.request.DESCRIPTOR.name.removesuffix("Request")
-
-    @property
-    def changes(self) -> bool:
-        """Does it change anything? Then every call is logged."""
-        return volkit.OPERATIONS[self.operation].repeat is not volkit.operations.Repeat.READ
-
-    @property
-    def subject(self) -> str:
-        """The field of the request that says what it is about, "" where there is none."""
-        names = self.request.DESCRIPTOR.fields_by_name
-        return next((name for name in ("volume_id", "snapshot_id", "name") if name in names), "")
 
 
 CONTROLLER_RPCS: Final = (
@@ -269,70 +255,44 @@ def _missing(engine: Engine, row: Rpc) -> Handler:
 
 def _operation(engine: Engine, row: Rpc, redact: Redactor) -> Handler:
     run, operation, request, read, write = engine.run, row.operation, row.request, row.read, row.write
-    parse = request.FromString
-    record = _recorder(row, redact)
+    parse, method = request.FromString, row.method
 
     def handle(received: bytes, context: ServerContext) -> bytes:
-        begun = time.monotonic()
-        message: Message | None = None
-        result: Any = None
+        begun = False
         try:
             message = parse(received)
             if _log.isEnabledFor(logging.DEBUG):
-                _log.debug("%s request %s", row.method, redact(message))
-            result = run(operation, read(message), Call(deadline=context.deadline, wait=WAIT))
-            answer = write(message, result) if write else None
-            data = answer.SerializeToString() if answer is not None else b""
+                _log.debug("%s request %s", method, redact(message))
+            asked = read(message)
+            begun = True
+            result = run(operation, asked, Call(deadline=context.deadline, wait=WAIT))
+            if write is None:
+                return b""
+            answer = write(message, result)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s answer %s", method, redact(answer))
+            return answer.SerializeToString()
         except VolkitError as error:
             fault = RpcError(code_of(type(error), operation), error.message)
         except DecodeError:
             fault = RpcError(Code.INVALID_ARGUMENT, _unreadable(request))
         except Exception as error:
-            _log_fault(row.method, error)
-            fault = RpcError(Code.UNAVAILABLE, f"{row.method} failed unexpectedly: see the driver's log")
-        else:
-            record(message, begun, result=result, answer=answer)
-            return data
-        record(message, begun, fault=fault)
+            _log_fault(method, error)
+            begun = True
+            fault = RpcError(Code.UNAVAILABLE, f"{method} failed unexpectedly: see the driver's log")
+        if not begun:  # what the engine saw is in its own log
+            _log.info("%s %s: %s", method, fault.code.name, fault.message, extra={"rpc": method})
         raise fault
 
-    return handle
+    def handle_call(received: bytes, context: ServerContext) -> bytes:
+        with events.request():
+            return handle(received, context)
+
+    return handle_call
 
 
 def _unreadable(request: type[Message]) -> str:
     return f"the request is not a readable {request.DESCRIPTOR.full_name}"
-
-
-def _recorder(row: Rpc, redact: Redactor) -> Callable[..., None]:
-    """Logs how a call ended: a change or a failure at info, where it may have happened or not as a warning,
-    the rest at debug.
-    """
-    subject, changes = row.subject, row.changes
-
-    def record(
-        message: Message | None,
-        begun: float,
-        *,
-        result: Any = None,
-        answer: Message | None = None,
-        fault: RpcError | None = None,
-    ) -> None:
-        if fault is not None:
-            level = logging.WARNING if fault.code in _AWAY else logging.INFO
-        else:
-            level = logging.INFO if changes else logging.DEBUG
-        if not _log.isEnabledFor(level):
-            return
-        about = str(getattr(message, subject, ""))[:128] if message is not None and subject else ""
-        made = f" -> {result.id!r}" if subject == "name" and result is not None else ""
-        code, why = (fault.code.name, f": {fault.message}") if fault is not None else ("OK", "")
-        ms = round((time.monotonic() - begun) * 1000, 2)
-        facts = {"rpc": row.method, "about": about, "code": code, "ms": ms}
-        _log.log(level, "%s %r%s %s %s ms%s", row.method, about, made, code, ms, why, extra=facts)
-        if answer is not None and _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s answer %s", row.method, redact(answer))
-
-    return record
 
 
 def _log_fault(method: str, error: Exception) -> None:

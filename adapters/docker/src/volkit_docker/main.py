@@ -69,6 +69,7 @@ def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name:
     """The flags of the plugin."""
     parser = Parser(prog=prog, description="Serves a volkit backend as a volume plugin of Docker and Podman.")
     volkit.launch.add_arguments(parser, backend)
+    volkit.launch.add_serving_arguments(parser)
     parser.add_argument("--name", default=name, help="what the plugin is called (default: volkit-BACKEND)")
     parser.add_argument(
         "--socket", default="", metavar="PATH", help=f"where to listen (default: {PLUGINS}/NAME.sock)"
@@ -110,7 +111,8 @@ def _serve(args: Namespace, backend: type[Backend[Any, Any]] | None, name: str) 
         engine.watch()
         service.uses.watch()
         try:
-            server.serve()
+            with volkit.launch.observed(engine, args):
+                server.serve()
         finally:
             service.uses.close()
             if spec:

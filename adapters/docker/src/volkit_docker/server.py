@@ -17,7 +17,7 @@ from typing import Any, Final
 from cheroot import wsgi
 from cheroot.ssl.builtin import BuiltinSSLAdapter
 
-from volkit import FailedPrecondition, InvalidArgument, NotFound, VolkitError
+from volkit import FailedPrecondition, InvalidArgument, NotFound, VolkitError, events
 from volkit_docker.service import Answer, Service
 
 MAX_BODY: Final = 1 << 20
@@ -58,6 +58,10 @@ class App:
         self._service = service
 
     def __call__(self, environ: Mapping[str, Any], start: Start) -> Iterable[bytes]:
+        with events.request():
+            return self._call(environ, start)
+
+    def _call(self, environ: Mapping[str, Any], start: Start) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         try:
             status, answer = 200, self._answer(path, environ)

@@ -140,6 +140,8 @@ def _add_own(parser: Parser, command: str) -> None:
             metavar="DIR",
             help="where launchers and daemon meet (default: flex.run in the state directory)",
         )
+    if command == "serve":
+        volkit.launch.add_serving_arguments(parser)
     if command == "uninstall":
         parser.add_argument("--force", action="store_true", help="also while volumes are mounted by it")
     if command == "explain":
@@ -307,7 +309,8 @@ def _serve(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
         daemon.start()
         engine.watch()
         try:
-            daemon.serve()
+            with volkit.launch.observed(engine, args):
+                daemon.serve()
         finally:
             daemon.close()
     finally:

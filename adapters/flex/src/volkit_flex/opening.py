@@ -43,7 +43,7 @@ def open_engine(settings: Mapping[str, Any]) -> Engine:
     if settings["journal"]:
         findable = volkit.engine.can_find_again(backend.controller_class(given))
         journal = volkit.open_journal(settings["journal"], set_aside=findable)
-    return Engine(
+    engine = Engine(
         backend,
         given,
         state_dir=state_dir,
@@ -51,6 +51,8 @@ def open_engine(settings: Mapping[str, Any]) -> Engine:
         node_id=settings["node_id"],
         services=settings["services"],
     )
+    volkit.launch.observe(engine)
+    return engine
 
 
 def _log_to_syslog(settings: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from volkit import (
     VolkitError,
     Volume,
     carrying,
+    events,
 )
 from volkit.guard import hiding
 from volkit.host import mounts, paths
@@ -89,6 +90,10 @@ class Service:
 
     def handle(self, words: list[str]) -> Answer:
         """The answer to a command line. Never raises, and never tells a secret."""
+        with events.request():
+            return self._handle(words)
+
+    def _handle(self, words: list[str]) -> Answer:
         secrets: tuple[str, ...] = ()
         try:
             call = wire.read(words)

@@ -79,7 +79,9 @@ def _state(kind: str, entry: Entry, is_mounted: Callable[[str], bool]) -> str:
             return "published" if is_mounted(value["path"]) else "publishing"
         case "quarantine":
             return f"cannot be read: {value.get('why')}"
-        case "use" | "node-of" | "asked" | "flex-pv" | "flex-device" | "flex-path" | "flex-node":
+        case "asked" | "asked-of":
+            return "options of a volume"
+        case "use" | "node-of" | "flex-pv" | "flex-device" | "flex-path" | "flex-node":
             return "in use"
     return "of no known kind"
 

@@ -10,9 +10,11 @@ What is told is recorded, and not believed alone. A set of users is wrong where 
 (`docker cp` on a running container), a counter where one begins twice and ends never (a daemon that was killed, a call
 that timed out). So a volume is taken down only where the record says that nobody is left *and* no other mount namespace
 has it mounted; and it is taken down, whatever the record says, where nobody has had it for `GRACE_SECONDS` after the
-last begin, which is how long a daemon may take to start a container.
+last begin, which is how long a daemon may take to start a container. Where nothing is mounted (a reboot, a begin that
+failed) nobody has it; where one user begins again after that time and nobody has it, its first begin is void.
 
-    use/<volume id>   {"name", "path", "staging", "holders": {who: how often}, "since", "asked"}
+    use/<volume id>     {"name", "path", "staging", "holders": {who: how often}, "since"}
+    asked/<volume id>   what its creator asked for; asked-of/<name> until the id is known
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,10 @@ from attrs import asdict, frozen
 from volkit import carrying
 from volkit import requests as r
 from volkit.engine import Engine
-from volkit.errors import Aborted, InUse, VolkitError
+from volkit.errors import Aborted, AlreadyExists, Ambiguous, InUse, VolkitError
 from volkit.host import mounts
 from volkit.journal import Delete, Put, SharedJournal, key
+from volkit.journal.records import parts
 from volkit.model import AccessMode, Capability, Volume
 from volkit.wanted import Asked
 
@@ -50,14 +53,13 @@ _log = logging.getLogger("volkit.engine")
 
 @frozen(kw_only=True)
 class Use:
-    """A volume in use: by whom as far as is told, and whether another mount namespace really has it."""
+    """A volume in use, and by whom as far as is told."""
 
     volume_id: str
     name: str
     path: str
     holders: Mapping[str, int]
     since: float
-    held: bool
 
 
 class Uses:
@@ -68,6 +70,7 @@ class Uses:
         self._root = root
         self._shared = isinstance(engine.journal, SharedJournal)
         self._closing = threading.Event()
+        self._watching: threading.Thread | None = None
 
     @property
     def shared(self) -> bool:
@@ -76,15 +79,36 @@ class Uses:
 
     # -- how a volume is to be mounted
 
-    def remember(self, volume_id: str, name: str, asked: Asked) -> None:
-        """Keep what the creator of a volume asked for, where every node finds it."""
+    @contextmanager
+    def remembered(self, name: str, asked: Asked) -> Iterator[Callable[[str], None]]:
+        """While a volume is made: keep what its creator asks for, where every node finds it, also where this process
+        dies meanwhile. What it gives is to be called with the volume's id. Raises AlreadyExists where the volume was
+        made with something else.
+        """
+        journal, draft = self._engine.journal, key("asked-of", name)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = {**asdict(asked), "mount_flags": list(asked.mount_flags), "name": name, "created": created}
-        self._engine.journal.write(Put(key("asked", volume_id), record), durable=True)
+        journal.write(Put(draft, record), durable=True)
 
-    def asked(self, volume_id: str) -> Asked:
+        def made(volume_id: str) -> None:
+            if journal.get(key("asked", volume_id)) is None:
+                journal.write(Put(key("asked", volume_id), record), Delete(draft), durable=True)
+            elif (before := self.asked(volume_id)) != asked:
+                raise AlreadyExists(
+                    f"volume {name!r} was made with {before}: remove it, or choose another name"
+                )
+
+        try:
+            yield made
+        except VolkitError as error:
+            if not isinstance(error, Ambiguous):
+                journal.write(Delete(draft), durable=False)
+            raise
+
+    def asked(self, volume_id: str, name: str = "") -> Asked:
         """What was asked for; the defaults for a volume that nobody made here."""
-        entry = self._engine.journal.get(key("asked", volume_id))
+        journal = self._engine.journal
+        entry = journal.get(key("asked", volume_id)) or (journal.get(key("asked-of", name)) if name else None)
         record = entry.value if entry else {}
         return Asked(
             fs_type=record.get("fs_type", ""),
@@ -97,9 +121,18 @@ class Uses:
         entry = self._engine.journal.get(key("asked", volume_id))
         return str(entry.value.get("created", "")) if entry else ""
 
-    def forget(self, volume_id: str) -> None:
-        """The volume is removed."""
-        self._engine.journal.write(Delete(key("asked", volume_id)), durable=False)
+    def all_created(self) -> dict[str, str]:
+        """When each volume was made, by id."""
+        found = self._engine.journal.scan(key("asked", ""))
+        return {parts(entry.key)[1]: str(entry.value.get("created", "")) for entry in found}
+
+    def forget(self, name: str, volume_id: str = "") -> None:
+        """The volume is removed; without an id, by somebody who did not come to the end of it."""
+        journal = self._engine.journal
+        keys = [key("asked-of", name), key("asked", volume_id)]
+        if not volume_id:
+            keys[1:] = [one.key for one in journal.scan(key("asked", "")) if one.value.get("name") == name]
+        journal.write(*map(Delete, keys), durable=False)
 
     # -- begin and end
 
@@ -112,7 +145,10 @@ class Uses:
         with self._engine.locks.hold(use_key, wait=call.patience()):
             self._claim(volume, name)
             record = self._record(volume.id) or self._new(volume, name)
-            holders = {**record["holders"], who: record["holders"].get(who, 0) + 1}
+            holders = dict(record["holders"]) if mounts.is_mount_point(record["path"]) else {}
+            if who in holders and _is_nobodys(record):
+                del holders[who]
+            holders[who] = holders.get(who, 0) + 1
             self._write(use_key, {**record, "holders": holders, "since": time.time()}, durable=True)
             self._up(volume, record, asked, call)
             return str(record["path"])
@@ -138,26 +174,31 @@ class Uses:
             record = self._record(volume_id)
             if record is None:
                 return
-            if record["holders"] and (self._is_held(record) or self._is_young(record)):
-                raise InUse(f"volume {record['name']!r} is used by {', '.join(sorted(record['holders']))}")
+            told = bool(record["holders"]) and mounts.is_mount_point(record["path"])
+            if told and (_is_young(record["since"]) or is_held(record, taken_mounts())):
+                who = ", ".join(sorted(record["holders"]))
+                wait = (
+                    f"; if it is gone, repeat this in {GRACE_SECONDS:.0f} s"
+                    if _is_young(record["since"])
+                    else ""
+                )
+                raise InUse(f"volume {record['name']!r} is used by {who}{wait}")
             self._down(volume_id, record, call)
 
     def path(self, volume_id: str) -> str:
         """Where the volume is mounted, or ""."""
-        record = self._record(volume_id)
-        return str(record["path"]) if record and mounts.is_mount_point(record["path"]) else ""
+        use = self.of(volume_id)
+        return use.path if use and mounts.is_mount_point(use.path) else ""
 
-    def uses(self) -> Iterator[Use]:
-        """Every volume that is in use, as recorded, with what is really so."""
-        for entry in self._engine.node_journal.scan(key("use", "")):
-            yield Use(
-                volume_id=entry.key.partition("/")[2].replace("%2F", "/").replace("%25", "%"),
-                name=entry.value["name"],
-                path=entry.value["path"],
-                holders=entry.value["holders"],
-                since=entry.value["since"],
-                held=self._is_held(entry.value),
-            )
+    def of(self, volume_id: str) -> Use | None:
+        """The volume, if it is in use."""
+        record = self._record(volume_id)
+        return _use(volume_id, record) if record else None
+
+    def uses(self) -> list[Use]:
+        """Every volume that is in use, as recorded."""
+        found = self._engine.node_journal.scan(key("use", ""))
+        return [_use(parts(entry.key)[1], entry.value) for entry in found]
 
     # -- the truth
 
@@ -165,20 +206,33 @@ class Uses:
         """Take down what nobody has had since its grace ended, and mount again what a reboot took; returns how many
         volumes were taken down. A volume that is being worked on is left alone.
         """
-        return sum(self._settled(use) for use in list(self.uses()) if not use.held)
+        idle = [use for use in self.uses() if not (use.holders and _is_young(use.since))]
+        if not idle:
+            return 0
+        taken = taken_mounts()
+        records = {use.volume_id: self._record(use.volume_id) for use in idle}
+        return sum(
+            self._settled(use)
+            for use in idle
+            if (record := records[use.volume_id]) is not None and not is_held(record, taken)
+        )
 
     def watch(self) -> None:
-        """`settle` now and then, in a thread of its own, until `close`."""
+        """`settle` at once and then now and again, in a thread of its own, until `close`."""
 
         def work() -> None:
+            self._quietly()
             while not self._closing.wait(WATCH_SECONDS):
                 self._quietly()
 
-        self._quietly()
-        threading.Thread(target=work, name="volkit-uses", daemon=True).start()
+        self._watching = threading.Thread(target=work, name="volkit-uses", daemon=True)
+        self._watching.start()
 
     def close(self) -> None:
+        """Settle no more; what hangs is left behind."""
         self._closing.set()
+        if self._watching is not None:
+            self._watching.join(1.0)
 
     def _quietly(self) -> None:
         try:
@@ -187,14 +241,13 @@ class Uses:
             _log.warning("the uses of volumes cannot be settled: %s", error.message)
 
     def _settled(self, use: Use) -> bool:
-        if use.holders and time.time() - use.since < GRACE_SECONDS:
-            return False
         try:
             with self._engine.locks.hold(key("use", use.volume_id), wait=0):
                 record = self._record(use.volume_id)
-                if record is None or record["since"] != use.since or self._is_held(record):
+                if record is None or record["since"] != use.since or is_held(record, taken_mounts()):
                     return False
-                if record["holders"] and not can_see_everybody():
+                mounted = mounts.is_mount_point(record["path"])
+                if record["holders"] and mounted and not can_see_everybody():
                     return False
                 self._down(use.volume_id, record, r.Call())
         except Aborted:
@@ -205,36 +258,14 @@ class Uses:
         _log.info("volume %r was used by nobody any more", use.name)
         return True
 
-    def _held_for_long(self, record: Mapping[str, Any]) -> bool:
+    @staticmethod
+    def _held_for_long(record: Mapping[str, Any]) -> bool:
         """Does another mount namespace have it, also a moment later, when one that ends is gone?"""
         for pause in (0.05, 0.2, 0.5):
-            if not self._is_held(record):
+            if not is_held(record, taken_mounts()):
                 return False
             time.sleep(pause)
-        return self._is_held(record)
-
-    @staticmethod
-    def _is_young(record: Mapping[str, Any]) -> bool:
-        return time.time() - float(record["since"]) < GRACE_SECONDS
-
-    @staticmethod
-    def _is_held(record: Mapping[str, Any]) -> bool:
-        """Is the file system that is mounted at its path mounted in another mount namespace too, at another place?
-
-        At the same place it is only a copy, as each service of systemd with a namespace of its own has one; below
-        another root too, as the host has one of a managed plugin's.
-        """
-        here = mounts.mount_at(record["path"])
-        if here is None:
-            return False
-        own = tuple("/" + "/".join(record[one].split("/")[-2:]) for one in ("path", "staging"))
-        root = here.root.rstrip("/")
-        for table in other_namespaces():
-            for mount in table:
-                below = mount.root == here.root or mount.root.startswith(f"{root}/")
-                if mount.device == here.device and below and not mount.mount_point.endswith(own):
-                    return True
-        return False
+        return is_held(record, taken_mounts())
 
     # -- the way up and down
 
@@ -305,6 +336,46 @@ class Uses:
 
     def _write(self, use_key: str, record: Mapping[str, Any], *, durable: bool) -> None:
         self._engine.node_journal.write(Put(use_key, record), durable=durable)
+
+
+def _use(volume_id: str, record: Mapping[str, Any]) -> Use:
+    return Use(volume_id=volume_id, **{one: record[one] for one in ("name", "path", "holders", "since")})
+
+
+def _is_young(since: float) -> bool:
+    """May a daemon still be starting what began then?"""
+    return time.time() - since < GRACE_SECONDS
+
+
+def _is_nobodys(record: Mapping[str, Any]) -> bool:
+    """Is it seen that nobody has it, and too late for anybody to be starting?"""
+    return not _is_young(record["since"]) and can_see_everybody() and not is_held(record, taken_mounts())
+
+
+def is_held(record: Mapping[str, Any], taken: Mapping[tuple[int, int], list[mounts.Mount]]) -> bool:
+    """Is the file system that is mounted at its path mounted in another mount namespace too, at another place?
+
+    At the same place it is only a copy, as each service of systemd with a namespace of its own has one; below
+    another root too, as the host has one of a managed plugin's.
+    """
+    here = mounts.mount_at(record["path"])
+    if here is None:
+        return False
+    own = tuple("/" + "/".join(record[one].split("/")[-2:]) for one in ("path", "staging"))
+    root = here.root.rstrip("/")
+    return any(
+        (mount.root == here.root or mount.root.startswith(f"{root}/")) and not mount.mount_point.endswith(own)
+        for mount in taken.get(here.device, ())
+    )
+
+
+def taken_mounts() -> dict[tuple[int, int], list[mounts.Mount]]:
+    """The mounts of all mount namespaces that are not this process's, by device."""
+    found: dict[tuple[int, int], list[mounts.Mount]] = {}
+    for table in other_namespaces():
+        for mount in table:
+            found.setdefault(mount.device, []).append(mount)
+    return found
 
 
 def can_see_everybody() -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from volkit import FailedPrecondition, InvalidArgument
-from volkit_csi.endpoint import MAX_PATH, Endpoint, Listener, identity, make_parent
+from volkit.sockets import MAX_PATH, Listener, identity, make_parent
+from volkit_csi.endpoint import Endpoint
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def served(endpoint: Endpoint) -> Iterator[Listener]:
     listener = Listener(endpoint)
     with socket.socket(socket.AF_UNIX) as server:
         with listener.private():
-            server.bind(listener.address.removeprefix("unix:"))
+            server.bind(listener.address)
         server.listen()
         listener.publish()
         yield listener
@@ -113,7 +114,7 @@ def test_socket_is_private_until_it_is_published(path: Path) -> None:
     listener = Listener(Endpoint(str(path), mode=0o666))
     with socket.socket(socket.AF_UNIX) as server:
         with listener.private():
-            server.bind(listener.address.removeprefix("unix:"))
+            server.bind(listener.address)
         hidden = list(path.parent.iterdir())
         assert [permissions(entry) for entry in hidden] == [0o600]
         listener.publish()
@@ -200,7 +201,7 @@ def test_socket_of_a_successor_is_not_removed(path: Path) -> None:
 def test_failed_publish_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener(Endpoint(str(path)))
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(listener.address.removeprefix("unix:"))
+        server.bind(listener.address)
         path.mkdir()  # rename onto a directory fails
         with pytest.raises(FailedPrecondition, match="cannot set up endpoint"):
             listener.publish()

@@ -15,6 +15,8 @@ from volkit_docker.main import run
 from volkit_docker.server import App, Server
 from volkit_docker.service import Service
 
+TLS = ("--tls-cert", "c", "--tls-key", "k", "--tls-ca", "a")
+
 
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -24,6 +26,10 @@ from volkit_docker.service import Service
         (["--tcp", "localhost:99999"], "is not HOST:PORT"),
         (["--tcp", "10.0.0.1:9000", "--tls-cert", "c"], "go together"),
         (["--tls-cert", "c"], "is for --tcp"),
+        (["--tcp", "[::]:9000"], "would give root to whoever reaches it"),
+        (["--tcp", "[fd00::1]:9000", *TLS, "--spec-dir", "d"], "--tls-client-cert"),
+        (["--socket", "/run/" + "x" * 110], "at most 107 bytes"),
+        (["--socket-owner", ":no-such-group"], "there is no such group"),
     ],
 )
 def test_an_address_that_is_refused(

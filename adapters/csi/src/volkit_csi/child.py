@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from volkit.sockets import answers
 from volkit_csi.client import Client
-from volkit_csi.endpoint import answers
 
 START_SECONDS: Final = 15
 

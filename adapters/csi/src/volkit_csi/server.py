@@ -17,12 +17,14 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 from attrs import field, frozen
 
 from volkit import FailedPrecondition
+from volkit.sockets import Listener
 from volkit_csi import health, reflection
-from volkit_csi.endpoint import Endpoint, Listener
+from volkit_csi.endpoint import Endpoint
 from volkit_csi.lean import grpc
 from volkit_csi.pool import Pool
 from volkit_csi.status import Code, RpcError, header_text
@@ -135,7 +137,8 @@ class Server:
         listener = Listener(self.endpoint)
         with listener.private():
             try:
-                self._server.add_insecure_port(listener.address)
+                # a URI: gRPC decodes percent signs in it
+                self._server.add_insecure_port(f"unix:{quote(os.fsencode(listener.address))}")
             except RuntimeError as error:
                 raise FailedPrecondition(f"cannot listen on {self.endpoint}: {error}") from error
         self._server.start()

@@ -8,13 +8,14 @@ import os
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import volkit
-from volkit import Backend, InvalidArgument, NotFound, VolkitError
+from volkit import Backend, FailedPrecondition, InvalidArgument, NotFound, VolkitError
 from volkit.launch import Parser
+from volkit.sockets import MAX_PATH, UnixSocket, group_id, user_id
 
 PLUGINS = "/run/docker/plugins"
 
@@ -77,10 +78,17 @@ def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name:
     parser.add_argument(
         "--socket-mode", type=_mode, default=0o600, metavar="MODE", help="octal (default: 0600)"
     )
+    parser.add_argument(
+        "--socket-owner", default="", metavar="USER:GROUP", help="whom the socket belongs to (:docker)"
+    )
     parser.add_argument("--tcp", default="", metavar="HOST:PORT", help="listen there instead of on a socket")
     parser.add_argument("--tls-cert", default="", metavar="FILE", help="the server's certificate, for --tcp")
     parser.add_argument("--tls-key", default="", metavar="FILE", help="its key")
     parser.add_argument("--tls-ca", default="", metavar="FILE", help="who signs the clients' certificates")
+    parser.add_argument(
+        "--tls-client-cert", default="", metavar="FILE", help="Docker's certificate, for --spec-dir"
+    )
+    parser.add_argument("--tls-client-key", default="", metavar="FILE", help="its key")
     parser.add_argument(
         "--spec-dir", default="", metavar="DIR", help="announce the plugin there (/etc/docker/plugins)"
     )
@@ -98,72 +106,103 @@ def _serve(args: Namespace, backend: type[Backend[Any, Any]] | None, name: str) 
     from volkit_docker.server import App, Server
     from volkit_docker.service import Service
 
-    address, secure = _address(args)
+    tcp = _tcp(args)
+    owner, _, group = args.socket_owner.partition(":")
+    ids = user_id(owner), group_id(group)
+    given = _socket_path(args.socket) if args.socket else ""
     engine = volkit.launch.open_engine(args, backend)
     called = args.name or name or f"volkit-{engine.backend.name}"
     try:
-        root = Path(args.mount_root or engine.state_dir / "mounts")
-        service = Service(engine, root)
-        tls = (args.tls_cert, args.tls_key, args.tls_ca) if secure else None
-        server = Server(App(service), address or f"{PLUGINS}/{called}.sock", mode=args.socket_mode, tls=tls)
+        service = Service(engine, Path(args.mount_root or engine.state_dir / "mounts"))
+        address = tcp or UnixSocket(given or _socket_path(f"{PLUGINS}/{called}.sock"), args.socket_mode, *ids)
+        server = Server(
+            App(service), address, tls=(args.tls_cert, args.tls_key, args.tls_ca) if args.tls_cert else None
+        )
         server.start()
-        spec = _announce(args, called, server.address, secure=secure)
-        engine.watch()
-        service.uses.watch()
-        try:
-            with volkit.launch.observed(engine, args):
-                server.serve()
-        finally:
-            service.uses.close()
-            if spec:
-                spec.unlink(missing_ok=True)
+        with engine.listening(server.made) if server.made else nullcontext():
+            spec = _announce(args, called, address)
+            engine.watch()
+            service.uses.watch()
+            try:
+                with volkit.launch.observed(engine, args):
+                    server.serve()
+            finally:
+                service.uses.close()
+                if spec:
+                    spec.unlink(missing_ok=True)
     finally:
         left = engine.close(1.0)
     return left
 
 
-def _address(args: Namespace) -> tuple[str | tuple[str, int], bool]:
-    """Where to listen, and whether by TLS. Raises InvalidArgument: a plugin is root for whoever reaches it."""
+def _socket_path(text: str) -> str:
+    """Raises InvalidArgument where no socket can be there."""
+    path = os.path.abspath(text)
+    if len(os.fsencode(path)) > MAX_PATH or "\0" in path:
+        raise InvalidArgument(
+            f"--socket {path!r}: a unix socket's path has at most {MAX_PATH} bytes, and no NUL"
+        )
+    return path
+
+
+def _tcp(args: Namespace) -> tuple[str, int] | None:
+    """Where to listen instead of on a socket. Raises InvalidArgument: a plugin is root for whoever reaches it."""
     files = (args.tls_cert, args.tls_key, args.tls_ca)
     if not args.tcp:
         if any(files):
             raise InvalidArgument("--tls-… is for --tcp: a unix socket has its permissions")
-        return args.socket, False
+        return None
     host, _, port = args.tcp.rpartition(":")
     if not port.isdecimal() or not 0 < int(port) < 65536 or not host:
         raise InvalidArgument(f"--tcp {args.tcp!r} is not HOST:PORT")
-    if all(files):
-        return (host.strip("[]"), int(port)), True
-    if any(files):
+    host = host.removeprefix("[").removesuffix("]")
+    if any(files) and not all(files):
         raise InvalidArgument("--tls-cert, --tls-key and --tls-ca go together")
-    loopback = host == "localhost"
-    with suppress(ValueError):
-        loopback = loopback or ipaddress.ip_address(host.strip("[]")).is_loopback
-    if not loopback:
+    if not all(files) and not _is_loopback(host):
         raise InvalidArgument(
             f"--tcp {args.tcp} would give root to whoever reaches it: give --tls-cert, --tls-key and --tls-ca"
         )
-    return (host.strip("[]"), int(port)), False
+    if all(files) and args.spec_dir and not (args.tls_client_cert and args.tls_client_key):
+        raise InvalidArgument(
+            "Docker needs a certificate too: --spec-dir with --tls-… takes --tls-client-cert and --tls-client-key"
+        )
+    return host, int(port)
 
 
-def _announce(args: Namespace, name: str, address: str | tuple[str, int], *, secure: bool) -> Path | None:
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _announce(args: Namespace, name: str, address: UnixSocket | tuple[str, int]) -> Path | None:
     """Write the file by which Docker finds a plugin that is not in its directory of sockets."""
     if not args.spec_dir:
         return None
-    directory = Path(args.spec_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    if secure:
-        assert not isinstance(address, str)
-        path = directory / f"{name}.json"
-        tls = {"InsecureSkipVerify": False, "CAFile": args.tls_ca}
-        spec = json.dumps({"Name": name, "Addr": f"https://{address[0]}:{address[1]}", "TLSConfig": tls})
-    else:
-        path = directory / f"{name}.spec"
-        spec = f"unix://{address}" if isinstance(address, str) else f"tcp://{address[0]}:{address[1]}"
-    draft = path.with_suffix(".new")
-    draft.write_text(spec + "\n")
-    draft.rename(path)
+    place = address if isinstance(address, UnixSocket) else _url_host(*address)
+    path = Path(args.spec_dir, f"{name}.spec")
+    spec = str(place) if isinstance(address, UnixSocket) else f"tcp://{place}"
+    if args.tls_cert:
+        path = path.with_name(f"{name}.json")
+        tls = {
+            "InsecureSkipVerify": False,
+            "CAFile": os.path.abspath(args.tls_ca),
+            "CertFile": os.path.abspath(args.tls_client_cert),
+            "KeyFile": os.path.abspath(args.tls_client_key),
+        }
+        spec = json.dumps({"Name": name, "Addr": f"https://{place}", "TLSConfig": tls})
+    draft = path.with_name(f".{name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(spec + "\n")
+        draft.rename(path)
+    except OSError as error:
+        raise FailedPrecondition(f"cannot write {path}: {error.strerror}") from None
     return path
+
+
+def _url_host(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _mode(text: str) -> int:

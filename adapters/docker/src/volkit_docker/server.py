@@ -10,19 +10,23 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from cheroot import wsgi
+from cheroot import server, wsgi
 from cheroot.ssl.builtin import BuiltinSSLAdapter
 
 from volkit import FailedPrecondition, InvalidArgument, NotFound, VolkitError, events
+from volkit.sockets import Listener, UnixSocket
 from volkit_docker.service import Answer, Service
 
 MAX_BODY: Final = 1 << 20
+MAX_HEADER: Final = 1 << 16
 THREADS: Final = 32
 BACKLOG: Final = 512  # of connections: a full one refuses on a unix socket at once (unix(7), EAGAIN)
+FIRST_PASSED: Final = 3
+"""The first descriptor that systemd passes (SD_LISTEN_FDS_START)."""
+
 _TYPE: Final = "application/vnd.docker.plugins.v1.1+json"
 _EMPTY_BODY: Final = frozenset({"/Plugin.Activate", "/VolumeDriver.Capabilities", "/VolumeDriver.List"})
 _STATUS: Final = {
@@ -30,7 +34,6 @@ _STATUS: Final = {
     400: "400 Bad Request",
     404: "404 Not Found",
     405: "405 Method Not Allowed",
-    411: "411 Length Required",
     413: "413 Content Too Large",
     500: "500 Internal Server Error",
 }
@@ -93,7 +96,7 @@ class App:
             return call({})
         try:
             request = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Refused(400, f"the body of {path} is not JSON") from None
         if request is None:
             request = {}
@@ -106,33 +109,60 @@ def _body(environ: Mapping[str, Any]) -> bytes:
     if "chunked" in environ.get("HTTP_TRANSFER_ENCODING", "").lower():
         data: bytes = environ["wsgi.input"].read(MAX_BODY + 1)
     else:
-        length = int(environ.get("CONTENT_LENGTH") or 0)
-        if length > MAX_BODY:
+        length = environ.get("CONTENT_LENGTH") or "0"
+        if not length.isdecimal():
+            raise Refused(400, f"Content-Length is {length[:20]!r}: give the body's bytes")
+        if int(length) > MAX_BODY:
             raise Refused(413, f"the body has {length} bytes: at most {MAX_BODY} are taken")
-        data = environ["wsgi.input"].read(length)
+        data = environ["wsgi.input"].read(int(length))
     if len(data) > MAX_BODY:
         raise Refused(413, f"the body has more than {MAX_BODY} bytes")
     return data
 
 
-class Server:
-    """Serves an application at `address`, a path or (host, port), or on a socket that systemd opened (`LISTEN_FDS`).
+class _Request(server.HTTPRequest):
+    """One whose errors, found before the application is asked, are in the protocol's form as well."""
 
-    `tls` are the files of a certificate, its key, and the authority that signs the clients' certificates.
+    def simple_response(self, status: str, msg: str = "") -> None:
+        super().simple_response(status, json.dumps({"Err": msg or status}))
+
+
+class _Connection(server.HTTPConnection):
+    RequestHandlerClass = _Request
+
+
+class _Http(wsgi.Server):
+    """cheroot, on a socket that is bound already where it is given one."""
+
+    ConnectionClass = _Connection
+    given: socket.socket | None = None
+
+    def bind_unix_socket(self, bind_addr: str) -> None:
+        self.socket = self.given
+
+
+class Server:
+    """Serves an application at `address`, a unix socket or (host, port), or on the socket that systemd has opened
+    (sd_listen_fds(3)).
+
+    `tls` are the files of a certificate, its key, and the authority that signs the clients' certificates. It looks every
+    `look_seconds` whether it is to stop.
     """
 
     def __init__(
         self,
         app: App,
-        address: str | tuple[str, int],
+        address: UnixSocket | tuple[str, int],
         *,
-        mode: int = 0o600,
         tls: tuple[str, str, str] | None = None,
+        look_seconds: float = 0.5,
     ) -> None:
         self.address = address
-        self._mode = mode
-        self._http = wsgi.Server(
-            address,
+        self._activated = os.environ.get("LISTEN_PID") == str(os.getpid()) and "LISTEN_FDS" in os.environ
+        self._listener: Listener | None = None
+        given = self._activated or isinstance(address, UnixSocket)
+        self._http = _Http(
+            str(address) if given else address,
             app,
             numthreads=THREADS,
             request_queue_size=BACKLOG,
@@ -140,30 +170,39 @@ class Server:
             shutdown_timeout=5,
             timeout=300,
         )
+        self._http.max_request_header_size = MAX_HEADER
+        self._http.expiration_interval = look_seconds
         if tls is not None:
+            context = tls_context(*tls)
             self._http.ssl_adapter = adapter = BuiltinSSLAdapter(*tls[:2])
-            adapter.context = tls_context(*tls)
-        self._activated = "LISTEN_FDS" in os.environ and os.environ.get("LISTEN_PID") == str(os.getpid())
+            adapter.context = context
 
     def start(self) -> None:
-        """Listen; when it returns, calls are taken. Raises FailedPrecondition."""
+        """Listen; when it returns, calls are taken. Raises FailedPrecondition or PermissionDenied."""
         try:
             if self._activated:
-                self._http.socket = socket.socket(fileno=3)
-                self._http.socket.listen(BACKLOG)
-                os.environ.pop("LISTEN_PID")
-            elif isinstance(self.address, str):
-                os.makedirs(os.path.dirname(self.address) or ".", exist_ok=True)
-                mask = os.umask(0o777 & ~self._mode)
-                try:
-                    self._http.prepare()
-                finally:
-                    os.umask(mask)
-                os.chmod(self.address, self._mode)
-                return
+                for name in ("LISTEN_PID", "LISTEN_FDS"):  # they are of this process, and of no child
+                    os.environ.pop(name)
+                self._http.given = socket.socket(fileno=FIRST_PASSED)
+            elif isinstance(self.address, UnixSocket):
+                self._bind(self.address)
             self._http.prepare()
+            if self._listener is not None:
+                self._listener.publish()
         except OSError as error:
             raise FailedPrecondition(f"cannot listen on {self.address}: {error.strerror or error}") from None
+
+    @property
+    def made(self) -> str:
+        """The path of the socket that this server made; "" where it listens elsewhere."""
+        return self._listener.endpoint.path if self._listener is not None else ""
+
+    def _bind(self, address: UnixSocket) -> None:
+        listener = Listener(address)
+        self._http.given = socket.socket(socket.AF_UNIX)
+        with listener.private():
+            self._http.given.bind(listener.address)
+        self._listener = listener
 
     def serve(self) -> None:
         """Answer until SIGTERM or SIGINT."""
@@ -185,10 +224,10 @@ class Server:
         threading.Thread(target=self._http.serve, name="http", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop listening, and remove the socket."""
+        """Stop listening, and remove the socket, unless another process has put its own there."""
         self._http.stop()
-        if isinstance(self.address, str) and not self._activated:
-            Path(self.address).unlink(missing_ok=True)
+        if self._listener is not None:
+            self._listener.remove()
 
 
 def tls_context(certificate: str, key: str, authority: str) -> ssl.SSLContext:

@@ -22,7 +22,8 @@ from volkit import (
     Volume,
     format_size,
 )
-from volkit.uses import Use, Uses
+from volkit.host.mounts import is_mount_point
+from volkit.uses import Uses
 from volkit.wanted import read, refuse_unknown
 
 LONG_SECONDS = 115.0
@@ -30,6 +31,9 @@ LONG_SECONDS = 115.0
 
 SHORT_SECONDS = 55.0
 """The others: Docker waits for one minute."""
+
+LONGEST = 4096
+"""Characters of a name or of a caller's id; what a volume's name may have is the engine's to say."""
 
 Answer = dict[str, Any]
 
@@ -73,8 +77,8 @@ class Service:
             capabilities=(self.uses.capability(wanted.asked),),
             source=source,
         )
-        volume: Volume = self.engine.run("create_volume", create, call)
-        self.uses.remember(volume.id, name, wanted.asked)
+        with self.uses.remembered(name, wanted.asked) as made:
+            made(self.engine.run("create_volume", create, call).id)
         return {"Err": ""}
 
     def remove(self, request: Mapping[str, Any]) -> Answer:
@@ -84,21 +88,26 @@ class Service:
         if volume is not None:
             self.uses.release(volume.id, call)
             self.engine.run("delete_volume", DeleteVolumeRequest(volume_id=volume.id), call)
-            self.uses.forget(volume.id)
+        self.uses.forget(name, volume.id if volume is not None else "")
         return {"Err": ""}
 
     def mount(self, request: Mapping[str, Any]) -> Answer:
         name, who = _text(request, "Name"), _text(request, "ID")
         call = _call(LONG_SECONDS)
         volume = self._known(name, call)
-        return {"Mountpoint": self.uses.begin(volume, name, who, self.uses.asked(volume.id), call), "Err": ""}
+        asked = self.uses.asked(volume.id, name)
+        return {"Mountpoint": self.uses.begin(volume, name, who, asked, call), "Err": ""}
 
     def unmount(self, request: Mapping[str, Any]) -> Answer:
         name, who = _text(request, "Name"), _text(request, "ID")
         call = _call(SHORT_SECONDS)
-        volume_id = next((use.volume_id for use in self.uses.uses() if use.name == name), "")
-        if volume_id:
-            self.uses.end(volume_id, who, call)
+        used = self.uses.uses()
+        volume_id = next((use.volume_id for use in used if name in (use.name, use.volume_id)), "")
+        if (
+            not volume_id and used and (volume := self._find(name, call))
+        ):  # it was mounted by its id, or by this name
+            volume_id = volume.id
+        self.uses.end(volume_id, who, call)
         return {"Err": ""}
 
     def path(self, request: Mapping[str, Any]) -> Answer:
@@ -108,8 +117,8 @@ class Service:
     def get(self, request: Mapping[str, Any]) -> Answer:
         name = _text(request, "Name")
         volume = self._known(name, _call(SHORT_SECONDS))
-        use = next((use for use in self.uses.uses() if use.volume_id == volume.id), None)
-        return {"Volume": {**self._entry(name, volume.id), "Status": self._status(volume, use)}, "Err": ""}
+        path, created = self.uses.path(volume.id), self.uses.created(volume.id)
+        return {"Volume": {**_entry(name, path, created), "Status": self._status(volume, path)}, "Err": ""}
 
     def listing(self, request: Mapping[str, Any]) -> Answer:
         call = _call(SHORT_SECONDS)
@@ -117,7 +126,12 @@ class Service:
         if "list_volumes" in self.engine.operations:
             named = {id_: name for name, id_ in names.items()}
             names = {named.get(id_, id_): id_ for id_ in self._listed(call)}
-        return {"Volumes": [self._entry(name, id_) for name, id_ in sorted(names.items())], "Err": ""}
+        mounted = {use.volume_id: use.path for use in self.uses.uses() if is_mount_point(use.path)}
+        created = self.uses.all_created()
+        found = [
+            _entry(name, mounted.get(id_, ""), created.get(id_, "")) for name, id_ in sorted(names.items())
+        ]
+        return {"Volumes": found, "Err": ""}
 
     # -- looking
 
@@ -149,23 +163,20 @@ class Service:
             if not token:
                 return found
 
-    def _entry(self, name: str, volume_id: str) -> Answer:
-        created = self.uses.created(volume_id)
-        mountpoint = self.uses.path(volume_id)
-        return {"Name": name, "Mountpoint": mountpoint, **({"CreatedAt": created} if created else {})}
-
-    def _status(self, volume: Volume, use: Use | None) -> Answer:
-        """What `docker volume inspect` shows of it."""
+    def _status(self, volume: Volume, path: str) -> Answer:
+        """What `docker volume inspect` shows of it; `path` is where it is mounted, or ""."""
+        use = self.uses.of(volume.id)
+        holders = dict(use.holders) if use is not None and path else {}
         status: Answer = {
             "backend": self.engine.backend.name,
             "id": volume.id,
             "size": format_size(volume.capacity) if volume.capacity else "unbounded",
-            "state": "published" if use is not None and self.uses.path(volume.id) else "created",
-            "mounts": sum(use.holders.values()) if use is not None else 0,
-            "holders": dict(use.holders) if use is not None else {},
+            "state": "published" if path else "created",
+            "mounts": sum(holders.values()),
+            "holders": holders,
         }
-        if use is not None and use.path and self.uses.path(volume.id):
-            request = volkit.NodeStatsRequest(volume_id=volume.id, volume_path=use.path)
+        if path:
+            request = volkit.NodeStatsRequest(volume_id=volume.id, volume_path=path)
             try:
                 usage = self.engine.run("node_stats", request, _call(5.0)).usage
             except volkit.VolkitError as error:
@@ -173,6 +184,10 @@ class Service:
             else:
                 status["used"] = format_size(usage.used) if usage.used else "0"
         return status
+
+
+def _entry(name: str, mountpoint: str, created: str) -> Answer:
+    return {"Name": name, "Mountpoint": mountpoint, **({"CreatedAt": created} if created else {})}
 
 
 def _call(seconds: float) -> Call:
@@ -184,13 +199,26 @@ def _text(request: Mapping[str, Any], field: str) -> str:
     value = request.get(field)
     if not isinstance(value, str) or not value:
         raise InvalidArgument(f"{field} is {type(value).__name__ if value else 'missing'}: give a text")
+    if not _is_utf8(value) or len(value) > LONGEST:
+        raise InvalidArgument(f"{field} is no text in UTF-8 of at most {LONGEST} characters")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    """JSON can write half of a pair of surrogates, which no storage can keep."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _options(request: Mapping[str, Any]) -> dict[str, str]:
     given = request.get("Opts")
     if given is None:
         return {}
-    if not isinstance(given, dict) or not all(isinstance(one, str) for pair in given.items() for one in pair):
+    if not isinstance(given, dict) or not all(
+        isinstance(one, str) and _is_utf8(one) and "\0" not in one for pair in given.items() for one in pair
+    ):
         raise InvalidArgument("Opts is not an object of texts")
     return given

@@ -79,7 +79,8 @@ class Trash:
                 # by its path: an open directory of btrfs shows what was in it at the last rewind
                 while names := [name for name in os.listdir(self._path) if name not in self._stuck]:
                     for name in names:
-                        if not self._remove(trash, name, end):
+                        late = end is not None and time.monotonic() > end
+                        if late or not self._remove(trash, name, end):
                             return False
                 return True
             finally:

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         Mixin,
         Modifies,
         MountsByProgram,
+        MountsForGroup,
         Node,
         Publishes,
         ReportsCapacity,
@@ -171,6 +172,7 @@ __all__ = [
     "Clones",
     "ConnectsPerPod",
     "MountsByProgram",
+    "MountsForGroup",
     "Expands",
     "ExpandsOffline",
     "FindsByName",
@@ -312,8 +314,8 @@ _NAMES = {
     "hookspecs": "Adapter hookimpl",
     "interfaces": """
         Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsConnections
-        ListsPublished ListsSnapshots Mixin Modifies MountsByProgram Node Publishes ReportsCapacity ReportsHealth
-        ReportsTopology Snapshots TakesIds TakesTokens
+        ListsPublished ListsSnapshots Mixin Modifies MountsByProgram MountsForGroup Node Publishes ReportsCapacity
+        ReportsHealth ReportsTopology Snapshots TakesIds TakesTokens
     """,
     "journal": "Journal open_journal",
     "lifecycle": "plan",

@@ -56,8 +56,7 @@ from volkit.host._syscalls import (
 __all__ = [
     "Mount", "attach", "bind", "bound_at", "copy", "is_mount_point", "mount", "mount_at", "mount_program",
     "mounted_from", "mounts", "move", "of_process", "parse_mountinfo", "remount", "same_mount", "set_propagation",
-    "spelled", "unmount",
-    "unmount_top",
+    "spelled", "unmount", "unmount_top",
 ]  # fmt: skip
 
 _UMOUNT_NOFOLLOW: Final = 8

@@ -34,7 +34,6 @@ from volkit.model import (
     Secrets,
     SnapshotSource,
     Topology,
-    TopologyRequirement,
     Volume,
 )
 

@@ -15,7 +15,7 @@ import pytest
 
 from volkit import CapacityRange, CloneSource, InUse, SnapshotSource, Volume, requests
 from volkit.host import loop, mounts
-from volkit.host.workshop import Workshop
+from volkit.host.scratch import Scratch
 from volkit_local.backend import LocalBackend
 from volkit_local.node import LocalNode
 from volkit_local.options import LocalParameters, LocalSettings
@@ -43,7 +43,9 @@ class Site:
     def create(
         self, name: str, size: int = 16 * MIB, *, source: Volume | str | None = None, **parameters: Any
     ) -> Volume:
-        origin = SnapshotSource(source) if isinstance(source, str) else source and CloneSource(source.id)
+        origin = (
+            SnapshotSource(source) if isinstance(source, str) else CloneSource(source.id) if source else None
+        )
         made: Volume = self.controller.create_volume(
             requests.CreateVolumeRequest(
                 name=name,
@@ -85,14 +87,14 @@ class Site:
 
     def left(self) -> list[Path]:
         """What is being made or removed."""
-        return [*self.pool.glob("making/*/*"), *self.pool.glob("trash/*")]
+        return [*self.pool.glob("scratch/*/*"), *self.pool.glob("trash/*")]
 
 
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path) -> Iterator[None]:
     """Unmounts and detaches everything below the test's directory, innermost first."""
     yield
-    close_workshops()
+    close_scratch()
     for mount in reversed(mounts.mounts(under=str(tmp_path))):
         with suppress(InUse):
             mounts.unmount(mount.mount_point, lazy=True)
@@ -102,10 +104,10 @@ def clean(tmp_path: Path) -> Iterator[None]:
                 detach(f"/dev/{attribute.parts[3]}")
 
 
-def close_workshops() -> None:
+def close_scratch() -> None:
     """Those of ended drivers keep their file system busy until they are collected."""
     for one in gc.get_objects():
-        if isinstance(one, Workshop):
+        if isinstance(one, Scratch):
             one.close()
 
 
@@ -127,6 +129,20 @@ def make_file_system(place: Path, fs_type: str, size: int = 0) -> Path:
     subprocess.run([f"mkfs.{fs_type}", "-q", str(image)], check=True, capture_output=True)
     mounts.mount(loop.attach(str(image), direct_io=False), str(place), fs_type)
     return place
+
+
+@pytest.fixture(scope="class")
+def class_file_system(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A file system of the class's type, `fs_type`, for all its cases."""
+    fs_type: str = request.node.cls.fs_type
+    place = make_file_system(tmp_path_factory.mktemp(fs_type) / "fs", fs_type)
+    yield place
+    close_scratch()
+    mounts.unmount(str(place))
+    for device in loop.find(f"{place}.file"):
+        detach(device)
 
 
 @pytest.fixture

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from volkit.host import loop, mounts
 from volkit.testing import BackendSuite, Storage
 from volkit_local.backend import LocalBackend
 from volkit_local.options import LocalSettings
 from volkit_local.witness import Trees
-
-from .conftest import close_workshops, detach, make_file_system
 
 _numbers = itertools.count()
 
@@ -30,13 +27,8 @@ class OnFileSystem(BackendSuite):
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
-    def file_system(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-        place = cls.place = make_file_system(tmp_path_factory.mktemp(cls.fs_type) / "fs", cls.fs_type)
-        yield
-        close_workshops()
-        mounts.unmount(str(place))
-        for device in loop.find(f"{place}.file"):
-            detach(device)
+    def on_file_system(cls, class_file_system: Path) -> None:
+        cls.place = class_file_system
 
     def storage(self, directory: Path) -> Storage:
         pool = self.place / f"pool-{next(_numbers)}"

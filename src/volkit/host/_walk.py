@@ -47,9 +47,8 @@ def walk(root: int) -> Iterator[Step]:
     is in it, OSError.
     """
     place = os.open(".", DIRECTORY, dir_fd=root)  # with a position of its own, which a dup would share
-    above: list[
-        tuple[tuple[int, int], str, list[str]]
-    ] = []  # parent's identity, own name, its other directories
+    # the parent's identity, the own name, the parent's other directories
+    above: list[tuple[tuple[int, int], str, list[str]]] = []
     below: list[str] = []
     try:
         yield from _files(place, below)

@@ -44,9 +44,7 @@ _BY_ID: Final = 1 << 4  # BTRFS_SUBVOL_SPEC_BY_ID
 _MAX_REFERENCED: Final = 1  # BTRFS_QGROUP_LIMIT_MAX_RFER
 _ENABLE: Final = 1  # BTRFS_QUOTA_CTL_ENABLE
 
-_VOLUME: Final = struct.Struct(
-    "=qQQ32x"
-)  # btrfs_ioctl_vol_args_v2: fd, transid, flags; then a name, or an id
+_VOLUME: Final = struct.Struct("=qQQ32x")  # btrfs_ioctl_vol_args_v2: fd, transid, flags; then a name or an id
 _SEARCH: Final = struct.Struct("=QQQQQQQIIII32x")  # btrfs_ioctl_search_key
 _FOUND: Final = struct.Struct("=QQQII")  # btrfs_ioctl_search_header: transid, object, offset, type, length
 _LIMIT: Final = struct.Struct("=QQQQQQ")  # btrfs_ioctl_qgroup_limit_args

@@ -167,9 +167,7 @@ def has_reflinks(directory: str) -> bool:
         finally:
             os.close(original)
     except OSError as error:
-        if (
-            error.errno in _CANNOT or error.errno == errno.EISDIR
-        ):  # no files without a name: FUSE, an old overlay
+        if error.errno in {*_CANNOT, errno.EISDIR}:  # no files without a name: FUSE, an old overlay
             return False
         raise refusal(error, f"cannot write to {directory}") from error
 

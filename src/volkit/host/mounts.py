@@ -64,7 +64,6 @@ _MNT_DETACH: Final = 2
 _OPEN_TREE_CLONE: Final = 1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 _MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
-_MOUNT_ATTR_IDMAP: Final = 0x100000
 _MOUNT_ATTR: Final = struct.Struct("=QQQQ")  # struct mount_attr: set, clear, propagation, user namespace
 
 _text, _int, _uint = ctypes.c_char_p, ctypes.c_int, ctypes.c_uint
@@ -109,29 +108,19 @@ def mount_program(fs_type: str) -> str | None:
     return None
 
 
-def bind(
-    source: str | int,
-    target: str,
-    *,
-    read_only: bool = False,
-    options: Sequence[str] = (),
-    owners: int | None = None,
-) -> None:
+def bind(source: str | int, target: str, *, read_only: bool = False, options: Sequence[str] = ()) -> None:
     """Make the directory, file or device node `source` visible at `target` too, without the mounts below it.
 
     `source` is a path, of which a final symbolic link is followed, or an open descriptor (O_PATH will do):
     what was checked is then what is bound. `target` is of the same sort, directory or not. `options` are
     those of one mount (`nosuid`, `nodev`, `noexec`, `noatime` …); the others are the source's. On Linux 5.12
     and later a read-only bind is read-only before it is visible; before that it is writable for the moment
-    between two calls. `owners` is a user namespace (`volkit.host.namespaces.user_namespace`) by which the mount shows
-    other owners than the disk has (Linux 5.12; ext4, xfs, btrfs, tmpfs since 6.3 …); FailedPrecondition without it.
+    between two calls.
     """
     wanted = [*options, "ro"] if read_only else list(options)
     setting, clearing = words.attributes(wanted)
     if has_mount_setattr():
-        _bind_detached(source, target, setting, clearing, owners)
-    elif owners is not None:
-        raise FailedPrecondition("the kernel has no mounts with other owners: they came with Linux 5.12")
+        _bind_detached(source, target, setting, clearing)
     else:
         _bind_and_remount(source, target, wanted)
 
@@ -355,14 +344,10 @@ def unmount_top(target: str, *, lazy: bool = False) -> None:
         raise refusal(OSError(number, ""), f"cannot unmount {target}")
 
 
-def _bind_detached(source: str | int, target: str, setting: int, clearing: int, owners: int | None) -> None:
+def _bind_detached(source: str | int, target: str, setting: int, clearing: int) -> None:
     """A detached copy of the source's mount gets its options first and its place last."""
     tree = copy(source, (setting, clearing))
     try:
-        if owners is not None:
-            mapped = _MOUNT_ATTR.pack(_MOUNT_ATTR_IDMAP, 0, 0, owners)
-            if _mount_setattr(tree, b"", AT_EMPTY_PATH, mapped, _MOUNT_ATTR.size) == -1:
-                raise _refused(f"the file system of {source} cannot be mounted with other owners")
         attach(tree, target)
     finally:
         os.close(tree)

@@ -1,10 +1,7 @@
-"""Namespaces: root without being root, and the owners that a mount shows.
+"""Namespaces: root without being root.
 
 ```python
 namespaces.become_root()  # the mounts of this process and its children are theirs alone, from now on
-
-with namespaces.user_namespace(uids=[(0, 100000, 65536)], gids=[(0, 100000, 65536)]) as owners:
-    mounts.bind(data, target, owners=owners)  # what is 0 on the disk is 100000 at the target
 ```
 """
 
@@ -13,16 +10,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Final
 
 from volkit.errors import FailedPrecondition
-from volkit.host import mounts, process
-from volkit.host._syscalls import check, function, refusal
+from volkit.host import mounts
+from volkit.host._syscalls import check, function
 
-__all__ = ["become_root", "user_namespace"]
+__all__ = ["become_root"]
 
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUSER: Final = 0x10000000
@@ -35,7 +29,6 @@ _SWITCHES: Final = (
         "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
     ),
 )
-_Mapping = Sequence[tuple[int, int, int]]
 _unshare: Final = function("unshare", ctypes.c_int)
 
 
@@ -69,37 +62,3 @@ def _why_not() -> str:
         except OSError:
             continue
     return "a container or a seccomp filter forbids them; run it as root"
-
-
-@contextmanager
-def user_namespace(uids: _Mapping, gids: _Mapping) -> Iterator[int]:
-    """A descriptor of a new user namespace, for a mount with other owners. The mappings are (on the disk, shown, how
-    many). Takes CAP_SETUID and CAP_SETGID. Raises FailedPrecondition.
-    """
-    # a namespace needs a process to be mapped; this one waits until it is not needed any more
-    argv = ["unshare", "--user", "sh", "-c", "echo; read line"]
-    holder = process.start(argv, stdin=subprocess.PIPE, output=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None
-        if holder.stdout.read(1) != b"\n":
-            raise FailedPrecondition(f"no user namespace can be made: {_why_not()}")
-        with _mapped(holder.pid, uids, gids) as descriptor:
-            yield descriptor
-    finally:
-        process.end(holder)
-
-
-@contextmanager
-def _mapped(pid: int, uids: _Mapping, gids: _Mapping) -> Iterator[int]:
-    try:
-        for file, mapping in (("uid_map", uids), ("gid_map", gids)):
-            text = "".join(f"{disk} {shown} {many}\n" for disk, shown, many in mapping)
-            with open(f"/proc/{pid}/{file}", "wb", buffering=0) as target:
-                target.write(text.encode())
-        descriptor = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise refusal(error, "cannot map a user namespace") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

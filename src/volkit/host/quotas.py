@@ -43,9 +43,8 @@ _Q_XGETQSTAT: Final = 0x5805
 _PROJECT: Final = 2
 _ENFORCED: Final = 1 << 5  # FS_QUOTA_PDQ_ENFD
 _QIF_BLIMITS: Final = 1
-_DQBLK: Final = struct.Struct(
-    "=8QI4x"
-)  # hard and soft limit in KiB, bytes; three of inodes, two times, what is valid
+# hard and soft limit in KiB, bytes; three of inodes, two times, what is valid
+_DQBLK: Final = struct.Struct("=8QI4x")
 _STATE: Final = struct.Struct("=bxH76x")  # fs_quota_stat: version, flags
 _FSXATTR: Final = struct.Struct("=5I8x")  # flags, extent size, extents, project, cow extent size
 _FS_IOC_FSGETXATTR: Final = 0x801C581F
@@ -54,16 +53,8 @@ _INHERITED: Final = 0x200  # FS_XFLAG_PROJINHERIT
 _OWN_PROJECTS: Final = 1 << 31  # far from those that a person chooses
 _TRIES: Final = 64
 _HAS_NONE: Final = frozenset(
-    {
-        errno.ENOSYS,
-        errno.EPERM,
-        errno.ESRCH,
-        errno.EINVAL,
-        errno.ENODEV,
-        errno.ENOTTY,
-        errno.EOPNOTSUPP,
-        errno.ENOTBLK,
-    }
+    getattr(errno, name)
+    for name in ["ENOSYS", "EPERM", "ESRCH", "EINVAL", "ENODEV", "ENOTTY", "EOPNOTSUPP", "ENOTBLK"]
 )
 
 _quotactl_fd: Final = system_call(443, ctypes.c_uint, ctypes.c_uint, ctypes.c_uint, ctypes.c_char_p)

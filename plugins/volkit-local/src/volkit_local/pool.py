@@ -4,11 +4,11 @@
 pool/volumes/4f/v…4f/data     a volume's content, which is all that its users see
 pool/volumes/4f/v…4f/record   its size, its source, when it was made
 pool/snapshots/a0/s…a0/…      a snapshot, likewise
-pool/making, pool/trash       what is being made and removed
+pool/scratch, pool/trash      what is being made and removed
 pool/ledger                   what is free and what is promised (see `volkit.host.ledger`)
 ```
 
-Everything comes into its place complete, by one rename, and leaves it by one: see `volkit.host.workshop` and `trash`.
+Everything comes into its place complete, by one rename, and leaves it by one: see `volkit.host.scratch` and `trash`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from attrs import asdict, evolve, frozen
 from volkit import FailedPrecondition, NotFound, Usage
 from volkit.host import files, paths, quotas, trees
 from volkit.host.ledger import Ledger
-from volkit.host.shelf import Shelf
+from volkit.host.scratch import Scratch
+from volkit.host.sharded import ShardedDirectory
 from volkit.host.trash import Trash
-from volkit.host.workshop import Workshop
 from volkit_local.options import LocalSettings
 
 VOLUMES: Final = "volumes"
@@ -65,7 +65,7 @@ class Tree:
 def find_quota(settings: LocalSettings) -> quotas.Quota | None:
     """How the pool's file system enforces sizes, if it does. Raises FailedPrecondition for what can be no pool."""
     pool = str(settings.pool)
-    paths.require_own(pool, "the pool", (VOLUMES, SNAPSHOTS, "making", "trash", "ledger"))
+    paths.require_own(pool, "the pool", (VOLUMES, SNAPSHOTS, "scratch", "trash", "ledger"))
     return quotas.find(pool) if settings.quota else None
 
 
@@ -77,27 +77,29 @@ class Pool:
         self.root = root = str(settings.pool)
         if isinstance(self.quota, quotas.BtrfsQuota):
             self.quota.enable(root)
-        self._shelves = {kind: Shelf(f"{root}/{kind}", kind[:-1]) for kind in (VOLUMES, SNAPSHOTS)}
+        self._directories = {
+            kind: ShardedDirectory(f"{root}/{kind}", kind[:-1]) for kind in (VOLUMES, SNAPSHOTS)
+        }
         self._trash = Trash(f"{root}/trash")
-        self._workshop = Workshop(f"{root}/making", self._trash)
+        self._scratch = Scratch(f"{root}/scratch", self._trash)
         self._ledger = Ledger(f"{root}/ledger", settings.overcommit, self._count)
 
     def get(self, kind: str, id_: str) -> Tree:
         """Raises NotFound, Unavailable where the pool is away, FailedPrecondition where it was tampered with."""
-        path = self._shelves[kind].path(id_)
+        path = self._directories[kind].path(id_)
         try:
             if os.path.islink(path) or not stat.S_ISDIR(os.lstat(f"{path}/data").st_mode):
                 raise FailedPrecondition(f"{path} is not as volkit made it: somebody changed the pool")
             record = Record(**json.loads(Path(path, "record").read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
-            raise self._shelves[kind].missing(id_) from None
+            raise self._directories[kind].missing(id_) from None
         except (ValueError, TypeError) as error:
             raise FailedPrecondition(f"{path}/record cannot be read ({error}): restore it") from None
         return Tree(kind=kind, id=id_, path=path, record=record)
 
     def after(self, kind: str, last: str = "") -> Iterator[Tree]:
-        """In the order of `volkit.host.shelf`; what was removed meanwhile or cannot be read is left out."""
-        for id_ in self._shelves[kind].after(last):
+        """In the order of `volkit.host.sharded`; what was removed meanwhile or cannot be read is left out."""
+        for id_ in self._directories[kind].after(last):
             with suppress(NotFound, FailedPrecondition):
                 yield self.get(kind, id_)
 
@@ -108,7 +110,7 @@ class Pool:
         parent = f"{source.kind}/{source.id}" if source else ""
         record = evolve(record, parent=parent, created=time.time())
         limit = record.size if record.enforced else 0
-        with self._ledger.promised(limit) if limit else nullcontext(), self._workshop.place() as place:
+        with self._ledger.promised(limit) if limit else nullcontext(), self._scratch.directory() as place:
             made = Tree(kind=kind, id=id_, path=place, record=record)
             if source and self.quota:
                 self.quota.copy(source.data, made.data, limit)
@@ -121,7 +123,7 @@ class Pool:
             if not source:
                 os.chmod(made.data, mode)
             _write(made)
-            return evolve(made, path=self._shelves[kind].put(place, id_))
+            return evolve(made, path=self._directories[kind].put(place, id_))
 
     def grow(self, tree: Tree, size: int) -> None:
         """Raises FailedPrecondition where nothing enforces its size, ResourceExhausted."""

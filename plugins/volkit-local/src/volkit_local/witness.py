@@ -16,7 +16,7 @@ class Trees(Witness):
 
     def volumes(self) -> list[str]:
         whole = [path.name for path in self.pool.glob("volumes/*/*")]
-        return whole + [str(path) for glob in ("making/*/*", "trash/*") for path in self.pool.glob(glob)]
+        return whole + [str(path) for glob in ("scratch/*/*", "trash/*") for path in self.pool.glob(glob)]
 
     def snapshots(self) -> list[str]:
         return [path.name for path in self.pool.glob("snapshots/*/*")]

@@ -1,10 +1,10 @@
-"""Where things are made before a rename puts them in their place: complete, or not at all.
+"""Scratch directories: where things are made before a rename puts them in their place, complete or not at all.
 
 ```python
-workshop = Workshop(f"{pool}/making", trash)
-with workshop.place() as place:  # an empty directory; what is left of it at the end is removed
-    build(place)
-    files.move_new(place, f"{pool}/volumes/v1")
+scratch = Scratch(f"{pool}/scratch", trash)
+with scratch.directory() as made:  # new and empty; what is left of it at the end is removed
+    build(made)
+    files.move_new(made, f"{pool}/volumes/v1")
 ```
 """
 
@@ -21,10 +21,10 @@ from volkit.host._syscalls import encoded, refusal
 from volkit.host._walk import DIRECTORY
 from volkit.host.trash import Trash
 
-__all__ = ["Workshop"]
+__all__ = ["Scratch"]
 
 
-class Workshop:
+class Scratch:
     """A directory with one directory of each process in it, locked by it: what is in an unlocked one was left by a
     process that was killed, and goes into the trash when the next one starts.
     """
@@ -41,19 +41,19 @@ class Workshop:
         trash.empty()
 
     @contextmanager
-    def place(self) -> Iterator[str]:
+    def directory(self) -> Iterator[str]:
         """A new empty directory."""
         try:
             with self._alone():
-                place = f"{self._bench()}/{os.urandom(8).hex()}"
-                os.mkdir(place, 0o700)
+                made = f"{self._own_directory()}/{os.urandom(8).hex()}"
+                os.mkdir(made, 0o700)
         except OSError as error:
             raise refusal(error, f"cannot make a directory in {self._path}") from error
         try:
-            yield place
+            yield made
         finally:
             with suppress(NotFound):  # put in its place
-                self._trash.take(place)
+                self._trash.take(made)
                 self._trash.empty()
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class Workshop:
             self._release()
             self._own = ""
 
-    def _bench(self) -> str:
+    def _own_directory(self) -> str:
         """This process's directory. A new one is not locked yet, so nobody else may look meanwhile."""
         if not self._own:
             own = f"{self._path}/{os.getpid()}-{os.urandom(8).hex()}"
@@ -88,9 +88,8 @@ class Workshop:
                 with suppress(FileNotFoundError, BlockingIOError, NotFound):
                     descriptor = os.open(f"{self._path}/{name}", DIRECTORY)
                     try:
-                        fcntl.flock(
-                            descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
-                        )  # refused where its process lives
+                        # refused where its process lives
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         self._trash.take(f"{self._path}/{name}")
                     finally:
                         os.close(descriptor)

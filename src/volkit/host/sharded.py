@@ -1,9 +1,9 @@
-"""Things of this node that are kept under their ids, one file or directory each, a million of them if need be.
+"""Sharded directories: things of a node under their ids, one file or directory each, a million of them if need be.
 
 ```python
-shelf = Shelf(f"{pool}/volumes", "volume")
-shelf.path("v1ab04f")         # …/volumes/4f/v1ab04f: a directory for each pair of last characters
-list(shelf.after("v1ab04f"))  # the ids behind it, in an order that stays the same
+volumes = ShardedDirectory(f"{pool}/volumes", "volume")
+volumes.path("v1ab04f")         # …/volumes/4f/v1ab04f: a directory for each pair of last characters
+list(volumes.after("v1ab04f"))  # the ids behind it, in an order that stays the same
 ```
 """
 
@@ -18,12 +18,12 @@ from volkit.errors import AlreadyExists, NotFound, Unavailable
 from volkit.host import files
 from volkit.host._syscalls import encoded, refusal
 
-__all__ = ["Shelf"]
+__all__ = ["ShardedDirectory"]
 
 _ID: Final = re.compile(r"[a-z][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
 
 
-class Shelf:
+class ShardedDirectory:
     """A directory of things called `noun`, whose names are their ids (as `TakesIds` has them)."""
 
     def __init__(self, path: str, noun: str) -> None:
@@ -41,7 +41,7 @@ class Shelf:
         return f"{self._path}/{id_[-2:]}/{id_}"
 
     def missing(self, id_: str) -> NotFound | Unavailable:
-        """The error for an id that is not here, to be raised: Unavailable where the whole shelf is not."""
+        """The error for an id that is not here, to be raised: Unavailable where none is."""
         if not os.path.isdir(self._path):
             return Unavailable(f"{self._path} is away: is its file system mounted?")
         return NotFound(f"there is no {self._noun} {id_[:128]!r} in {self._path}")

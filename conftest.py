@@ -39,6 +39,7 @@ SEARCH = os.pathsep.join(
     [str(ROOT / ".venv/bin"), os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"]
 )
 
+
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
     """A driver sets its process's log up; here the process is that of all tests, and the stream ends with one."""

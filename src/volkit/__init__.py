@@ -112,7 +112,7 @@ if TYPE_CHECKING:
         VolumeHealth,
     )
     from volkit.operations import OPERATIONS, Operation, State
-    from volkit.options import NoOptions, Size, format_size, option, parse_size
+    from volkit.options import Mode, NoOptions, Size, format_size, option, parse_size
     from volkit.registry import Found, adapters, backends, load_backend, register
     from volkit.requests import (
         Call,
@@ -164,6 +164,7 @@ __all__ = [
     "Controller",
     "Node",
     "NoOptions",
+    "Mode",
     "Size",
     "option",
     "hookimpl",
@@ -325,7 +326,7 @@ _NAMES = {
         SnapshotSource Source Topology TopologyRequirement Usage Volume VolumeHealth
     """,
     "operations": "OPERATIONS Operation State",
-    "options": "NoOptions Size format_size option parse_size",
+    "options": "Mode NoOptions Size format_size option parse_size",
     "registry": "Found adapters backends load_backend register",
     "requests": """
         Call CapacityRequest CapacityResult ConnectRequest ControllerPublishRequest ControllerPublishResult

@@ -16,7 +16,7 @@ import pytest
 from volkit import CapacityRange, CloneSource, InUse, SnapshotSource, Volume, requests
 from volkit.host import loop, mounts
 from volkit.host.scratch import Scratch
-from volkit_local.backend import LocalBackend
+from volkit_local.controller import LocalController
 from volkit_local.node import LocalNode
 from volkit_local.options import LocalParameters, LocalSettings
 
@@ -36,8 +36,7 @@ class Site:
         pool.mkdir(exist_ok=True, mode=0o700)
         self.pool = pool
         self.settings = LocalSettings(pool=pool, **settings)
-        controller: Any = LocalBackend.controller_class(self.settings)
-        self.controller = controller(self.settings, node_id)
+        self.controller = LocalController(self.settings, node_id)
         self.node = LocalNode(self.settings, node_id)
 
     def create(

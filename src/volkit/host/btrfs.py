@@ -21,7 +21,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from attrs import frozen
@@ -62,6 +62,7 @@ _TREE_SEARCH: Final = _number(_READ | _WRITE, 17, 4096)
 _INO_LOOKUP: Final = _number(_READ | _WRITE, 18, 4096)
 _FS_INFO: Final = _number(_READ, 31, 1024)
 _QUOTA_CTL: Final = _number(_READ | _WRITE, 40, 16)
+_QGROUP_CREATE: Final = _number(_WRITE, 42, 16)
 _QGROUP_LIMIT: Final = _number(_READ, 43, _LIMIT.size)
 _RESCAN: Final = _number(_WRITE, 44, 64)
 
@@ -76,11 +77,12 @@ class Quota:
     inconsistent: bool
 
 
-@frozen
+@frozen(kw_only=True)
 class Used:
-    """Bytes that a subvolume refers to, and how many it may (0: no limit)."""
+    """Bytes that a subvolume refers to, how many of them no other one does, and how many it may (0: no limit)."""
 
     referenced: int
+    exclusive: int
     limit: int
 
 
@@ -141,6 +143,8 @@ def delete(path: str) -> None:
             _delete_children(descriptor, id_)
         with _errors(f"cannot remove the subvolume {path}"):
             fcntl.ioctl(parent, _DESTROY, _arguments(name=name))
+        with suppress(OSError):  # its qgroup; since Linux 6.11 the kernel does it when the space is free
+            fcntl.ioctl(parent, _QGROUP_CREATE, bytearray(struct.pack("=QQ", 0, id_)))
 
 
 def _delete_children(descriptor: int, id_: int) -> None:
@@ -232,7 +236,11 @@ def used(path: str) -> Used:
         if not referenced:
             raise FailedPrecondition(f"{path} has no quota: enable quotas on its btrfs (btrfs quota enable)")
         limited = int(_read(f"{directory}/limit_flags", "0"), 0) & _MAX_REFERENCED
-        return Used(int(referenced), int(_read(f"{directory}/max_referenced", "0")) if limited else 0)
+        return Used(
+            referenced=int(referenced),
+            exclusive=int(_read(f"{directory}/exclusive", "0")),
+            limit=int(_read(f"{directory}/max_referenced", "0")) if limited else 0,
+        )
 
 
 def _qgroups(descriptor: int) -> str:

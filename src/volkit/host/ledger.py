@@ -2,8 +2,8 @@
 
 ```python
 ledger = Ledger(f"{pool}/ledger", overcommit=1.0, count=lambda: sum(one.size - one.used for one in volumes()))
-with ledger.promised(10 << 30):  # ResourceExhausted where it does not fit; taken back where the body fails
-    ...
+with ledger.reserved(10 << 30):  # ResourceExhausted where it does not fit; taken back where the body fails
+    make_a_volume()
 ```
 
 `free` and `claims` are true when the volumes are counted; from then on both are moved by what the pool itself
@@ -100,16 +100,13 @@ class Ledger:
         balance.reserved += size
 
     @contextmanager
-    def promised(self, size: int) -> Iterator[None]:
-        """`size` bytes are added to the claims, unless the body fails. Raises ResourceExhausted."""
+    def reserved(self, size: int) -> Iterator[None]:
+        """`size` bytes are added to the claims, and taken back where the body fails; nobody else counts meanwhile.
+        Raises ResourceExhausted.
+        """
         with self.opened() as balance:
             self.reserve(balance, size)
-        try:
             yield
-        except BaseException:
-            with self.opened() as balance:
-                balance.claims -= size
-            raise
 
     def _recount(self, balance: Balance) -> None:
         # free first: what is written during the count is then counted twice, and not left out

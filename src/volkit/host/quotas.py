@@ -1,7 +1,7 @@
 """Directories that cannot become larger than they are said to be, where the file system enforces it.
 
 ```python
-quota = quotas.find(pool)               # BtrfsQuota, ProjectQuota, or None: no size can be enforced there
+quota = quotas.enable(pool)             # BtrfsQuota, ProjectQuota, or NoQuota: no size can be enforced there
 quota.make(f"{pool}/v1", 10 << 30)      # more is refused to whoever writes: EDQUOT, on xfs ENOSPC
 quota.copy(f"{pool}/v1", f"{pool}/v2", 10 << 30)
 quota.limit(f"{pool}/v1", 20 << 30)     # while it is in use
@@ -17,21 +17,24 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import stat
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
-from volkit.errors import FailedPrecondition, ResourceExhausted
+from volkit.errors import AlreadyExists, FailedPrecondition, ResourceExhausted
 from volkit.host import btrfs, files, trees
 from volkit.host._syscalls import check, encoded, refusal, system_call
 from volkit.host._walk import DIRECTORY, Step, walk
 from volkit.model import Usage
 
-__all__ = ["BtrfsQuota", "ProjectQuota", "Quota", "find"]
+__all__ = ["BtrfsQuota", "NoQuota", "ProjectQuota", "Quota", "enable"]
+
+log = logging.getLogger(__name__)
 
 _KIB: Final = 1024
 _CAP_SYS_ADMIN: Final = 21
@@ -61,7 +64,9 @@ _quotactl_fd: Final = system_call(443, ctypes.c_uint, ctypes.c_uint, ctypes.c_ui
 
 
 class Quota(ABC):
-    """How directories of one file system are limited. Sizes in bytes."""
+    """How directories of one file system are limited. Sizes in bytes, 0 for no limit."""
+
+    enforced = True
 
     @abstractmethod
     def make(self, directory: str, size: int) -> None:
@@ -69,8 +74,8 @@ class Quota(ABC):
 
     @abstractmethod
     def copy(self, source: str, directory: str, size: int) -> None:
-        """A new directory with the content of `source`, limited too (0: not). Raises AlreadyExists; FailedPrecondition
-        where the copy would not be of one moment.
+        """A new directory with the content of `source`, limited too. Raises AlreadyExists; FailedPrecondition where
+        the copy would not be of one moment.
         """
 
     @abstractmethod
@@ -78,21 +83,38 @@ class Quota(ABC):
         """Change the size, while it is in use. It may have more in it already."""
 
     @abstractmethod
-    def usage(self, directory: str) -> Usage:
-        """`total` is the limit (0: none), `used` as the file system counts it."""
+    def usage(self, directory: str) -> Usage | None:
+        """`total` is the limit, `used` as the file system counts it; None where it takes too long to find out."""
+
+    @abstractmethod
+    def claim(self, directory: str) -> int:
+        """Bytes that it may still take of what is free."""
+
+    def copy_claim(self, directory: str) -> int:
+        """Bytes by which a copy adds to that, since they are then shared, and written anew where they change."""
+        return 0
 
     def trouble(self, directory: str) -> str:
         """Why the limit of this directory cannot be relied on, in one sentence; "" where it can."""
         return ""
 
 
-def find(directory: str) -> Quota | None:
-    """How sizes are enforced on the file system that holds `directory`; None where they cannot be. Found out by
-    looking: quotas of btrfs may still have to be enabled, which `BtrfsQuota.enable` does.
+def enable(directory: str) -> Quota:
+    """How sizes are enforced on the file system that holds `directory`, or that they cannot be.
+
+    A btrfs is told to count, and to count anew what it has lost count of. ext4 and xfs have to be mounted with
+    `prjquota` for it.
     """
-    if btrfs.is_on(directory):
-        return BtrfsQuota() if _is_administrator() else None
-    return ProjectQuota() if _enforces_projects(directory) else None
+    if not btrfs.is_on(directory):
+        return ProjectQuota() if _enforces_projects(directory) else NoQuota()
+    if not _is_administrator():
+        return NoQuota()
+    found = btrfs.quota(directory)
+    if found is None:
+        btrfs.enable_quota(directory)
+    elif found.inconsistent:
+        btrfs.rescan(directory)
+    return BtrfsQuota()
 
 
 def _is_administrator() -> bool:
@@ -104,16 +126,34 @@ def _is_administrator() -> bool:
     return whole and bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
 
 
+class NoQuota(Quota):
+    """Plain directories, which take what they get."""
+
+    enforced = False
+
+    def make(self, directory: str, size: int) -> None:
+        with _errors(f"cannot make {directory}", directory):
+            os.mkdir(encoded(directory), 0o755)
+
+    def copy(self, source: str, directory: str, size: int) -> None:
+        if trees.copy(source, directory) == "copy":
+            log.info("%s was copied byte by byte: its file system has no reflinks", source)
+
+    def limit(self, directory: str, size: int) -> None:
+        raise FailedPrecondition(f"cannot limit {directory}: its file system enforces no size")
+
+    def usage(self, directory: str) -> Usage | None:
+        held, free = trees.usage(directory), files.free_bytes(directory)
+        if not held.complete:
+            return None
+        return Usage(total=held.size + free, used=held.size, available=free, used_inodes=held.entries)
+
+    def claim(self, directory: str) -> int:
+        return 0
+
+
 class BtrfsQuota(Quota):
     """Each directory is a subvolume with a qgroup; a copy is a snapshot, of one moment."""
-
-    def enable(self, directory: str) -> None:
-        """Has the file system count, and count anew what it has lost count of."""
-        found = btrfs.quota(directory)
-        if found is None:
-            btrfs.enable_quota(directory)
-        elif found.inconsistent:
-            btrfs.rescan(directory)
 
     def make(self, directory: str, size: int) -> None:
         btrfs.create(directory)
@@ -131,6 +171,15 @@ class BtrfsQuota(Quota):
         found, free = btrfs.used(directory), files.free_bytes(directory)
         room = max(found.limit - found.referenced, 0) if found.limit else free
         return Usage(total=found.limit, used=found.referenced, available=min(room, free))
+
+    def claim(self, directory: str) -> int:
+        with suppress(FailedPrecondition):  # disabled behind our back: see `trouble`
+            found = btrfs.used(directory)
+            return max(found.limit - found.exclusive, 0)
+        return 0
+
+    def copy_claim(self, directory: str) -> int:
+        return btrfs.used(directory).exclusive
 
     def trouble(self, directory: str) -> str:
         found = btrfs.quota(directory)
@@ -153,7 +202,7 @@ class ProjectQuota(Quota):
     """
 
     def make(self, directory: str, size: int) -> None:
-        with _errors(f"cannot make {directory} with a quota of {size} bytes"):
+        with _errors(f"cannot make {directory} with a quota of {size} bytes", directory):
             os.mkdir(encoded(directory), 0o700)
             with _opened(directory) as place:
                 _set_limit(place, _new_project(place, directory), size)
@@ -181,6 +230,10 @@ class ProjectQuota(Quota):
         total, free = hard * _KIB, files.free_bytes(directory)
         return Usage(total=total, used=used, available=min(max(total - used, 0) if total else free, free))
 
+    def claim(self, directory: str) -> int:
+        found = self.usage(directory)
+        return max(found.total - found.used, 0)
+
 
 @contextmanager
 def _opened(directory: str) -> Iterator[int]:
@@ -192,9 +245,11 @@ def _opened(directory: str) -> Iterator[int]:
 
 
 @contextmanager
-def _errors(sentence: str) -> Iterator[None]:
+def _errors(sentence: str, made: str = "") -> Iterator[None]:
     try:
         yield
+    except FileExistsError as error:
+        raise AlreadyExists(f"{made} is there already") if made else refusal(error, sentence) from None
     except OSError as error:
         raise refusal(error, sentence) from error
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from volkit.errors import NotFound
 from volkit.host._syscalls import encoded, refusal
 from volkit.host._walk import DIRECTORY
-from volkit.host.trash import Trash
+from volkit.host.trash import START_SECONDS, Trash
 
 __all__ = ["Scratch"]
 
@@ -38,7 +38,7 @@ class Scratch:
             self._sweep()
         except OSError as error:
             raise refusal(error, f"cannot use the directory {path}") from error
-        trash.empty()
+        trash.empty(START_SECONDS)
 
     @contextmanager
     def directory(self) -> Iterator[str]:

@@ -24,10 +24,13 @@ from volkit.host._walk import DIRECTORY, open_directory
 
 log = logging.getLogger(__name__)
 
-__all__ = ["EMPTY_SECONDS", "Trash"]
+__all__ = ["EMPTY_SECONDS", "START_SECONDS", "Trash"]
 
 EMPTY_SECONDS: Final = 5.0
 """How long somebody waits until what was removed is really gone."""
+
+START_SECONDS: Final = 1.0
+"""How long the start of a process waits for that."""
 
 _BATCH: Final = 64
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from volkit import AccessMode, Backend, FileVolume, Limits
-from volkit.host import files
-from volkit_local.controller import Copied, Directories, Sized, SizedAndCopied
+from volkit_local.controller import LocalController
 from volkit_local.node import LocalNode
 from volkit_local.options import LocalParameters, LocalSettings
-from volkit_local.pool import find_quota
 
 if TYPE_CHECKING:
     from volkit.testing import Witness
@@ -21,7 +19,7 @@ class LocalBackend(Backend[LocalSettings, LocalParameters]):
     name = "local"
     settings = LocalSettings
     parameters = LocalParameters
-    controller = Directories
+    controller = LocalController
     node = LocalNode
     volume = FileVolume
     limits = Limits(
@@ -30,14 +28,6 @@ class LocalBackend(Backend[LocalSettings, LocalParameters]):
         access_modes=frozenset(mode for mode in AccessMode if not mode.multi_node),
         mount_flags=frozenset({"ro", "rw", "nosuid", "nodev", "noexec", "noatime", "relatime", "nodiratime"}),
     )
-
-    @classmethod
-    def controller_class(cls, settings: LocalSettings) -> type[Directories]:
-        """By what the pool's file system can do, found out by looking."""
-        sized = find_quota(settings) is not None
-        if files.has_reflinks(str(settings.pool)):
-            return SizedAndCopied if sized else Copied
-        return Sized if sized else Directories
 
     @classmethod
     def witness(cls, settings: LocalSettings) -> Witness:

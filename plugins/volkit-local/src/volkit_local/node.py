@@ -7,7 +7,6 @@ from volkit import (
     FileConnection,
     MountsForGroup,
     Node,
-    NotFound,
     ReportsTopology,
     Topology,
     Usage,
@@ -31,10 +30,7 @@ class LocalNode(Node[LocalSettings], MountsForGroup, ReportsTopology):
         """Nothing was connected."""
 
     def usage(self, volume_id: str, connection: Connection) -> Usage | None:
-        try:
-            return self.pool.usage(self.pool.get(VOLUMES, volume_id))
-        except NotFound:
-            return None
+        return self.pool.usage(self.pool.get(VOLUMES, volume_id))
 
     def topology(self) -> Topology:
         return Topology.of_node(self.node_id)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from attrs import frozen
 
-from volkit import option
-
-_MODE = re.compile(r"[01]?[0-7]{3}", re.ASCII)
+from volkit import Mode, option
 
 
 @frozen
@@ -32,12 +29,4 @@ class LocalParameters:
     advisory_size: bool = option(
         default=False, help="accept a size that nothing enforces, where the pool's file system cannot"
     )
-    mode: str = option(default="0755", help="permissions of a new volume's directory, octal")
-
-    def __attrs_post_init__(self) -> None:
-        if not _MODE.fullmatch(self.mode):
-            raise ValueError(f"mode {self.mode[:16]!r} is not octal permissions such as 0755 or 1777")
-
-    @property
-    def permissions(self) -> int:
-        return int(self.mode, 8)
+    mode: Mode = option(default="0755", help="permissions of a new volume's directory, octal")

@@ -109,11 +109,11 @@ def copy(source: str, destination: str) -> Literal["reflink", "copy"]:
             os.utime(copying.place)
             begin = os.fstat(copying.place).st_ctime_ns
             time.sleep(_TICK)
-            copying.run()
+            changed = copying.run() or _changed_since(root, begin)
             check(_syncfs(copying.place), "syncfs")
         finally:
             copying.close()
-        if changed := _changed_since(root, begin):
+        if changed:
             raise FailedPrecondition(
                 f"{source} was changed while it was copied ({changed!r}): stop what uses it, or keep it on btrfs, "
                 "where a copy is of one moment"
@@ -151,19 +151,27 @@ class _Copy:
         os.close(self.place)
         os.close(self._root)
 
-    def run(self) -> None:
+    def run(self) -> str:
+        """The name of something that went, came twice or became something else while it was copied; else ""."""
         for step in walk(self._source):
-            if step.what == "file":
-                self._file(step)
-            elif step.what == "enter":
-                os.mkdir(step.name, 0o700, dir_fd=self.place)
-                self._go(step.name)
-                self._path.append(step.name)
-            else:
-                _copy_attributes(step.place, self.place)
-                self._go("..")
-                self._path.pop()
+            try:
+                self._step(step)
+            except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError):
+                return step.name
         _copy_attributes(self._source, self.place)
+        return ""
+
+    def _step(self, step: Step) -> None:
+        if step.what == "file":
+            self._file(step)
+        elif step.what == "enter":
+            os.mkdir(step.name, 0o700, dir_fd=self.place)
+            self._go(step.name)
+            self._path.append(step.name)
+        else:
+            _copy_attributes(step.place, self.place)
+            self._go("..")
+            self._path.pop()
 
     def _go(self, name: str) -> None:
         there = os.open(name, DIRECTORY, dir_fd=self.place)
@@ -175,6 +183,8 @@ class _Copy:
         pinned = os.open(step.name, PIN, dir_fd=step.place)
         try:
             found = os.fstat(pinned)
+            if stat.S_ISDIR(found.st_mode):  # it was no directory a moment ago
+                raise IsADirectoryError
             if found.st_nlink > 1 and self._linked(step.name, found):
                 return
             if stat.S_ISREG(found.st_mode):

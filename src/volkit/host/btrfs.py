@@ -42,6 +42,7 @@ _ROOT_TREE: Final = 1
 _ROOT_REF: Final = 156
 _BY_ID: Final = 1 << 4  # BTRFS_SUBVOL_SPEC_BY_ID
 _MAX_REFERENCED: Final = 1  # BTRFS_QGROUP_LIMIT_MAX_RFER
+_NO_LIMIT: Final = 2**64 - 1
 _ENABLE: Final = 1  # BTRFS_QUOTA_CTL_ENABLE
 
 _VOLUME: Final = struct.Struct("=qQQ32x")  # btrfs_ioctl_vol_args_v2: fd, transid, flags; then a name or an id
@@ -65,16 +66,18 @@ _QUOTA_CTL: Final = _number(_READ | _WRITE, 40, 16)
 _QGROUP_CREATE: Final = _number(_WRITE, 42, 16)
 _QGROUP_LIMIT: Final = _number(_READ, 43, _LIMIT.size)
 _RESCAN: Final = _number(_WRITE, 44, 64)
+_RESCAN_STATUS: Final = _number(_READ, 45, 64)
 
 
 @frozen
 class Quota:
     """How a file system counts: by `qgroup` (what a subvolume refers to) or `squota` (what was first written through
-    it). What `inconsistent` qgroups say is wrong until they are counted anew (`rescan`).
+    it). What `inconsistent` qgroups say is wrong until they are counted anew, as is going on while `rescanning`.
     """
 
     mode: str
     inconsistent: bool
+    rescanning: bool = False
 
 
 @frozen(kw_only=True)
@@ -122,7 +125,7 @@ def create(path: str) -> None:
 
 def snapshot(source: str, destination: str) -> None:
     """Makes a subvolume that has what `source` has at one moment of the call. What is only in memory yet is written
-    first; subvolumes inside of it are empty directories in the snapshot. Raises AlreadyExists, NotFound,
+    first; subvolumes inside of it are empty directories in the snapshot, and its limit is the snapshot's too. Raises AlreadyExists, NotFound,
     InvalidArgument where `source` is no subvolume.
     """
     with _opened(source) as descriptor, _parent(destination) as (parent, name):
@@ -208,7 +211,10 @@ def quota(path: str) -> Quota | None:
                 )
             return None
         mode = _read(f"{directory}/mode", "qgroup")
-        return Quota(mode=mode, inconsistent=_read(f"{directory}/inconsistent", "0") == "1")
+        state = bytearray(64)
+        fcntl.ioctl(descriptor, _RESCAN_STATUS, state)
+        lost = _read(f"{directory}/inconsistent", "0") == "1"
+        return Quota(mode=mode, inconsistent=lost, rescanning=any(state[:8]))
 
 
 def rescan(path: str) -> None:
@@ -222,10 +228,16 @@ def rescan(path: str) -> None:
 
 
 def limit(path: str, size: int) -> None:
-    """The subvolume may refer to `size` bytes at most; more is EDQUOT for who writes. It may have more already."""
+    """The subvolume may refer to `size` bytes at most (0: to any number); more is EDQUOT for who writes. It may have
+    more already.
+    """
     with _opened(path) as descriptor, _errors(f"cannot limit {path} to {size} bytes"):
         id_ = _subvolume_id(descriptor, path)
-        fcntl.ioctl(descriptor, _QGROUP_LIMIT, bytearray(_LIMIT.pack(id_, _MAX_REFERENCED, size, 0, 0, 0)))
+        fcntl.ioctl(
+            descriptor,
+            _QGROUP_LIMIT,
+            bytearray(_LIMIT.pack(id_, _MAX_REFERENCED, size or _NO_LIMIT, 0, 0, 0)),
+        )
 
 
 def used(path: str) -> Used:

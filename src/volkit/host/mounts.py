@@ -199,12 +199,16 @@ def unmount(target: str, *, lazy: bool = False) -> bool:
 
 
 def bound_at(directory: str) -> list[str]:
-    """Where `directory`, or something in it, is mounted: the targets of its bind mounts in this mount namespace.
-
-    By the end of its path, the last two components, so give one that no other directory has.
-    """
-    end = "/" + "/".join(directory.rstrip("/").split("/")[-2:])
-    return [one.mount_point for one in mounts() if one.root.endswith(end) or f"{end}/" in one.root]
+    """Where `directory`, or something in it, is mounted too: the targets of its bind mounts in this mount namespace."""
+    path, table = os.path.realpath(directory), mounts()
+    above = [one for one in table if f"{path}/".startswith(f"{one.mount_point.rstrip('/')}/")]
+    here = max(reversed(above), key=lambda one: len(one.mount_point))  # of several at one place the last
+    inside = f"{here.root.rstrip('/')}/{path[len(here.mount_point.rstrip('/')) :].strip('/')}".rstrip("/")
+    return [
+        one.mount_point
+        for one in table
+        if one.id != here.id and one.device == here.device and f"{one.root}/".startswith(f"{inside}/")
+    ]
 
 
 def same_mount(source: str, target: str) -> bool:

@@ -161,8 +161,7 @@ class BtrfsQuota(Quota):
 
     def copy(self, source: str, directory: str, size: int) -> None:
         btrfs.snapshot(source, directory)
-        if size:
-            btrfs.limit(directory, size)
+        btrfs.limit(directory, size)
 
     def limit(self, directory: str, size: int) -> None:
         btrfs.limit(directory, size)
@@ -185,8 +184,8 @@ class BtrfsQuota(Quota):
         found = btrfs.quota(directory)
         if found is None:
             return "quotas of its btrfs were disabled, its size is not enforced: enable them (btrfs quota enable)"
-        if found.inconsistent:
-            return "the quotas of its btrfs are being counted anew: its size is not exact meanwhile"
+        if found.inconsistent and not found.rescanning:
+            return "its btrfs has lost count of its quotas: have it count anew (btrfs quota rescan)"
         if not btrfs.used(directory).limit:
             return "its quota has no limit any more: expand the volume, or limit it (btrfs qgroup limit)"
         if inside := btrfs.children(directory):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from volkit import CapacityRange, CloneSource, InUse, SnapshotSource, Volume, requests
+from volkit import CapacityRange, CloneSource, InUse, SnapshotSource, Volume, options, requests
 from volkit.host import loop, mounts
 from volkit.host.scratch import Scratch
 from volkit_local.controller import LocalController
@@ -48,7 +48,7 @@ class Site:
         made: Volume = self.controller.create_volume(
             requests.CreateVolumeRequest(
                 name=name,
-                parameters=LocalParameters(**{"advisory_size": True, **parameters}),
+                parameters=options.complete(LocalParameters, {"advisory_size": True, **parameters}),
                 capacity_range=CapacityRange(required=size),
                 size=size,
                 volume_id=id_of(name),
@@ -75,6 +75,9 @@ class Site:
             volume_id=volume.id, capacity_range=CapacityRange(required=size), size=size
         )
         self.controller.expand_volume(request)
+
+    def health(self, volume: Volume) -> str:
+        return self.controller.volume_health(requests.GetVolumeRequest(volume_id=volume.id)).message
 
     def available(self) -> int:
         """Counted anew."""

@@ -124,8 +124,8 @@ def create(path: str) -> None:
 
 
 def snapshot(source: str, destination: str) -> None:
-    """Makes a subvolume that has what `source` has at one moment of the call. What is only in memory yet is written
-    first; subvolumes inside of it are empty directories in the snapshot, and its limit is the snapshot's too. Raises AlreadyExists, NotFound,
+    """Makes a subvolume that has what `source` has at one moment of the call, and its limit. What is only in memory
+    yet is written first; subvolumes inside of it are empty directories in the snapshot. Raises AlreadyExists, NotFound,
     InvalidArgument where `source` is no subvolume.
     """
     with _opened(source) as descriptor, _parent(destination) as (parent, name):

@@ -10,10 +10,11 @@ from importlib import metadata
 
 PACKAGES = {"volkit-sdk": "volkit"}  # the others are named alike
 FOREIGN = {
-    "volkit-sdk": ("grpc", "google.protobuf", "volkit_csi", "volkit_loop"),
-    "volkit-csi": ("volkit_loop",),
-    "volkit-flex": ("grpc", "google.protobuf", "volkit_csi", "volkit_docker", "volkit_loop"),
-    "volkit-loop": ("grpc", "google.protobuf", "volkit_csi"),
+    "volkit-sdk": ("grpc", "google.protobuf", "volkit_csi", "volkit_local", "volkit_loop"),
+    "volkit-csi": ("volkit_local", "volkit_loop"),
+    "volkit-flex": ("grpc", "google.protobuf", "volkit_csi", "volkit_docker", "volkit_local", "volkit_loop"),
+    "volkit-local": ("grpc", "google.protobuf", "volkit_csi", "volkit_loop"),
+    "volkit-loop": ("grpc", "google.protobuf", "volkit_csi", "volkit_local"),
 }
 OF_AN_EXTRA = ("volkit.testing",)  # imported only when named: it needs what an extra brings
 

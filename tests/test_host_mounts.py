@@ -742,3 +742,49 @@ class TestRefusal:
         with pytest.raises(OSError, match="close: Bad file descriptor") as caught:
             _syscalls.check(-1, "close", "/x")
         assert (caught.value.errno, caught.value.filename) == (errno.EBADF, "/x")
+
+
+@root
+def test_where_a_directory_is_bound(base: Path) -> None:
+    source, other = directory(base, "source", "file"), directory(base, "source2")
+    (base / "source" / "below").mkdir()
+    targets = [directory(base, f"target {number}") for number in range(3)]
+    assert mounts.bound_at(source) == []
+    mounts.bind(source, targets[0])
+    mounts.bind(f"{source}/below", targets[1])  # as kubelet does for a subPath
+    mounts.bind(other, targets[2])
+    (base / "link").symlink_to(source)
+    for path in (source, f"{source}/", str(base / "link")):
+        assert mounts.bound_at(path) == targets[:2]
+    assert mounts.bound_at(f"{source}/below") == targets[1:2]
+    assert mounts.bound_at(other) == targets[2:]
+    mounts.bind(targets[0], targets[2])  # over the other one
+    assert mounts.bound_at(source) == targets
+    mounts.unmount(targets[0])
+    assert mounts.bound_at(source) == targets[1:]
+
+
+@root
+def test_where_a_subvolume_is_bound(tmp_path: Path) -> None:
+    from volkit.host import btrfs, loop
+
+    image, point, target = tmp_path / "image", tmp_path / "point", directory(tmp_path, "target")
+    image.touch()
+    os.truncate(image, 128 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True)
+    device = loop.attach(str(image), direct_io=False)
+    point.mkdir()
+    mounts.mount(device, str(point), "btrfs", [])
+    try:
+        for name in ("v1", "v2"):
+            btrfs.create(f"{point}/{name}")
+        mounts.bind(f"{point}/v1", target)
+        assert mounts.bound_at(f"{point}/v1") == [target]
+        assert mounts.bound_at(f"{point}/v2") == []
+        assert mounts.bound_at(str(point)) == [target]
+        mounts.unmount(target)
+        assert mounts.bound_at(f"{point}/v1") == []
+    finally:
+        mounts.unmount(target, lazy=True)
+        mounts.unmount(str(point))
+        loop.detach(device)

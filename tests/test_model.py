@@ -34,7 +34,6 @@ from volkit.model import (
     Secrets,
     SnapshotSource,
     Topology,
-    TopologyRequirement,
     Volume,
 )
 
@@ -178,7 +177,7 @@ def test_every_access_mode_is_tested() -> None:
 def values() -> list[Any]:
     return [
         BlockVolume(id="v"), FileVolume(id="v"), ObjectVolume(id="v"), Capability(), CapacityRange(), Topology(),
-        TopologyRequirement(), SnapshotSource("s"), CloneSource("v"),
+        model.TopologyRequirement(), SnapshotSource("s"), CloneSource("v"),
         BlockConnection(device="/dev/a"), FileConnection(),
         model.VolumeHealth(), model.Usage(total=1), *REQUESTS,
     ]  # fmt: skip
@@ -276,7 +275,28 @@ def test_keys_of_a_topology_compare_without_case_and_values_with() -> None:
 
 def test_candidates_are_in_order_of_preference_and_once() -> None:
     a, b, c = (Topology({"zone": name}) for name in "abc")
-    requirement = TopologyRequirement(requisite=(a, b, c), preferred=(c, a))
+    requirement = model.TopologyRequirement(requisite=(a, b, c), preferred=(c, a))
     assert requirement.candidates() == (c, a, b)
-    assert TopologyRequirement().candidates() == ()
+    assert model.TopologyRequirement().candidates() == ()
     assert len({a, Topology({"zone": "a"})}) == 1
+
+
+def test_a_node_name_that_is_too_long_for_a_topology_gets_a_short_one() -> None:
+    long = "node-" + "x" * 200 + ".example"
+    values = {model.Topology.of_node(name).segments["volkit.io/node"] for name in (long, long + "2", "n1")}
+    assert len(values) == 3
+    assert all(len(value) <= 63 for value in values)
+
+
+def test_a_requirement_is_met_where_one_of_its_places_is() -> None:
+    here, there = model.Topology.of_node("n1"), model.Topology.of_node("n2")
+    zone = model.Topology({**here.segments, "zone": "z1"})
+    both = model.TopologyRequirement(requisite=(there, here), preferred=(there,))
+    assert both.met_by((here,))
+    assert both.met_by((zone,))
+    assert both.met_by(())
+    assert model.TopologyRequirement().met_by((here,))
+    assert not model.TopologyRequirement(preferred=(there,)).met_by((here,))
+    assert not model.TopologyRequirement(requisite=(zone,)).met_by((here,))
+    assert str(model.TopologyRequirement(requisite=(there,))) == "{'volkit.io/node': 'n2'}"
+    assert str(model.TopologyRequirement()) == "any place"

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         Mixin,
         Modifies,
         MountsByProgram,
+        MountsForGroup,
         Node,
         Publishes,
         ReportsCapacity,
@@ -111,7 +112,7 @@ if TYPE_CHECKING:
         VolumeHealth,
     )
     from volkit.operations import OPERATIONS, Operation, State
-    from volkit.options import NoOptions, Size, format_size, option, parse_size
+    from volkit.options import Mode, NoOptions, Size, format_size, option, parse_size
     from volkit.registry import Found, adapters, backends, load_backend, register
     from volkit.requests import (
         Call,
@@ -163,6 +164,7 @@ __all__ = [
     "Controller",
     "Node",
     "NoOptions",
+    "Mode",
     "Size",
     "option",
     "hookimpl",
@@ -171,6 +173,7 @@ __all__ = [
     "Clones",
     "ConnectsPerPod",
     "MountsByProgram",
+    "MountsForGroup",
     "Expands",
     "ExpandsOffline",
     "FindsByName",
@@ -312,8 +315,8 @@ _NAMES = {
     "hookspecs": "Adapter hookimpl",
     "interfaces": """
         Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsConnections
-        ListsPublished ListsSnapshots Mixin Modifies MountsByProgram Node Publishes ReportsCapacity ReportsHealth
-        ReportsTopology Snapshots TakesIds TakesTokens
+        ListsPublished ListsSnapshots Mixin Modifies MountsByProgram MountsForGroup Node Publishes ReportsCapacity
+        ReportsHealth ReportsTopology Snapshots TakesIds TakesTokens
     """,
     "journal": "Journal open_journal",
     "lifecycle": "plan",
@@ -323,7 +326,7 @@ _NAMES = {
         SnapshotSource Source Topology TopologyRequirement Usage Volume VolumeHealth
     """,
     "operations": "OPERATIONS Operation State",
-    "options": "NoOptions Size format_size option parse_size",
+    "options": "Mode NoOptions Size format_size option parse_size",
     "registry": "Found adapters backends load_backend register",
     "requests": """
         Call CapacityRequest CapacityResult ConnectRequest ControllerPublishRequest ControllerPublishResult

@@ -40,7 +40,8 @@ class Limits:
     """What every volume of a backend has in common; the engine refuses the rest before the backend is asked.
 
     Sizes in bytes. `default_size` is made where nothing is required. `fs_types` are what volkit may make on
-    its block volumes, the first by default. `access_modes` leaves out what the storage cannot do.
+    its block volumes, the first by default. `access_modes` leaves out what the storage cannot do. `mount_flags` are
+    the options that a user may mount with, by their key; None leaves it to the kernel.
     """
 
     min_size: int = 1
@@ -49,6 +50,7 @@ class Limits:
     granularity: int = 1
     fs_types: tuple[str, ...] = field(default=("ext4", "xfs", "btrfs", "ext3"), converter=_tuple)
     access_modes: frozenset[AccessMode] = field(default=frozenset(AccessMode), converter=_modes)
+    mount_flags: frozenset[str] | None = None
 
 
 class Backend(Generic[S, P]):

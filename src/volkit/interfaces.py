@@ -236,6 +236,13 @@ class MountsByProgram(Mixin):
     """
 
 
+class MountsForGroup(Mixin):
+    """The files of a volume can be given to a group: `Capability.volume_mount_group` (CSI VOLUME_MOUNT_GROUP,
+    Kubernetes' fsGroup). volkit does it to the file system of a device and to a directory before they are published
+    (`volkit.host.ownership`); a connect that mounts over the network or by a program has to bring it, as an option.
+    """
+
+
 class ReportsTopology(Mixin):
     """Volumes can be used only from some places, and a node knows where it is (CSI
     VOLUME_ACCESSIBILITY_CONSTRAINTS).
@@ -364,6 +371,7 @@ class Node(_Checked, Generic[S], abstract=True):
         ConnectsPerPod,
         ListsConnections,
         MountsByProgram,
+        MountsForGroup,
         ReportsTopology,
     )
 

@@ -8,6 +8,7 @@ reader.
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from types import MappingProxyType
@@ -22,6 +23,9 @@ FIRST_FORMAT: Final = "firstFormat"
 """The key of a volume's context that says "true" where volkit may make a file system on it. The engine sets it on
 volumes made blank, a backend on a clone of one that it knows to be blank still, an administrator on a static volume
 that is to be formatted."""
+
+NODE_SEGMENT: Final = "volkit.io/node"
+"""The topology segment of what can be used on one node alone."""
 
 EMPTY: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -110,7 +114,7 @@ class Capability:
     """What a user wants of a volume: how it is seen, by how many, and with which mount flags.
 
     `fs_type` is "" for "the backend's default". `mount_flags` may carry credentials (a CIFS password) and are
-    not shown. `volume_mount_group` is a gid in decimal that files shall belong to, or "".
+    not shown. `volume_mount_group` is a gid in decimal that files shall belong to, or "" (see `MountsForGroup`).
     """
 
     access_mode: AccessMode = AccessMode.SINGLE_NODE_WRITER
@@ -155,6 +159,15 @@ class Topology:
     def __hash__(self) -> int:
         return hash(frozenset(self.segments.items()))
 
+    @classmethod
+    def of_node(cls, node_id: str) -> Topology:
+        """The place that is one node. A segment's value has at most 63 characters (CSI spec, Topology): a longer name
+        ends in its hash.
+        """
+        if len(node_id) > 63:
+            node_id = f"{node_id[:46]}-{hashlib.sha256(node_id.encode()).hexdigest()[:16]}"
+        return cls({NODE_SEGMENT: node_id})
+
     def within(self, place: Topology) -> bool:
         """True when every segment of this topology is the same at `place`; keys compare without case (CSI
         spec, Topology).
@@ -175,6 +188,16 @@ class TopologyRequirement:
     def candidates(self) -> tuple[Topology, ...]:
         """Every place that will do, best first."""
         return tuple(dict.fromkeys((*self.preferred, *self.requisite)))
+
+    def met_by(self, topology: Iterable[Topology]) -> bool:
+        """Whether a volume that can be used from `topology` (none: from everywhere) is reachable where it must be."""
+        wanted, offered = self.requisite or self.preferred, tuple(topology)
+        return not wanted or not offered or any(place.within(one) for place in wanted for one in offered)
+
+    def __str__(self) -> str:
+        """The first few places."""
+        places = self.requisite or self.preferred
+        return ", ".join(str(dict(place.segments)) for place in places[:3]) or "any place"
 
 
 @frozen

@@ -30,7 +30,7 @@ from volkit.backend import Backend
 from volkit.errors import FailedPrecondition, NotFound, Unavailable, UnsupportedVolume, VolkitError
 from volkit.guard import call_backend
 from volkit.host import apart, devices, fuse, mounts, process
-from volkit.interfaces import ConnectsPerPod, MountsByProgram, Node
+from volkit.interfaces import ConnectsPerPod, MountsByProgram, MountsForGroup, Node
 from volkit.journal import Delete, Journal, key
 from volkit.journal.records import QUARANTINE, parts, quarantined
 from volkit.locks import Locks
@@ -63,6 +63,7 @@ class NodeState:
         self.node_id = node_id
         self.per_pod = isinstance(node, ConnectsPerPod)
         self.fs_types = backend.limits.fs_types
+        self.groups = isinstance(node, MountsForGroup)
         self.programs = isinstance(node, MountsByProgram)
         self._connections = (BlockConnection, FileConnection, *((FuseConnection,) if self.programs else ()))
         self._caches = caches
@@ -143,8 +144,9 @@ class NodeState:
             if issubclass(self._backend.volume, BlockVolume) or not capability.block
             else BlockVolume
         )
-        modes = self._backend.limits.access_modes
-        validate.check_capability(capability, kind, modes=modes, fs_types=self.fs_types)
+        limits = self._backend.limits
+        modes, flags = limits.access_modes, limits.mount_flags
+        validate.check_capability(capability, kind, modes=modes, fs_types=self.fs_types, mount_flags=flags)
 
     def connect(
         self, request: requests.NodeStageRequest | requests.NodePublishRequest, *, resumed: bool

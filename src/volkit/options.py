@@ -11,9 +11,9 @@ class Parameters:
     token: str = option(secret=True)                       # never shown
 ```
 
-The annotation says how a string is read: `str`, `int`, `float`, `bool`, `Path` (absolute), `Size` (bytes), an
-`Enum` (by value), `tuple[str, ...]` (comma-separated), each also as `… | None`. A field `access_key` is
-spelled `accessKey`; `access-key` and `access_key` are taken too.
+The annotation says how a string is read: `str`, `int`, `float`, `bool`, `Path` (absolute), `Size` (bytes), `Mode`
+(octal permissions), an `Enum` (by value), `tuple[str, ...]` (comma-separated), each also as `… | None`. A field
+`access_key` is spelled `accessKey`; `access-key` and `access_key` are taken too.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ T = TypeVar("T")
 Size = NewType("Size", int)
 """Bytes, written `10Gi`, `500M` or plain."""
 
+Mode = NewType("Mode", int)
+"""Permissions, written in octal: `0755`, `1777`."""
+
+_MODE = re.compile(r"[0-7]{3,4}", re.ASCII)
 _SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?([KMGTPE]i?|k)?B?", re.ASCII)
 _UNITS = {
     "k": 1000,
@@ -230,6 +234,12 @@ def _read_number(cls: type[int] | type[float]) -> Callable[[str], float]:
     return read
 
 
+def _read_mode(text: str) -> int:
+    if not _MODE.fullmatch(text.strip()):
+        raise InvalidArgument(f"{quoted(text)} is not octal permissions such as 0755")
+    return int(text, 8)
+
+
 def _read_path(text: str) -> Path:
     if not text.startswith("/") or "\0" in text or ".." in text.split("/") or not _is_encodable(text):
         raise InvalidArgument(f"{quoted(text)} is not an absolute path without '..'")
@@ -251,6 +261,7 @@ _READERS: dict[Any, Callable[[str], Any]] = {
     bool: _read_bool,
     Path: _read_path,
     Size: parse_size,
+    Mode: _read_mode,
 }
 
 

@@ -122,8 +122,10 @@ class Provisioning:
         return fields
 
     def _check_capabilities(self, capabilities: tuple[model.Capability, ...], kind: type[Volume]) -> None:
+        limits = self._limits
+        modes, flags = limits.access_modes, limits.mount_flags
         validate.check_capabilities(
-            capabilities, kind, modes=self._limits.access_modes, fs_types=self._limits.fs_types
+            capabilities, kind, modes=modes, fs_types=limits.fs_types, mount_flags=flags
         )
 
     def _check_source_allowed(self, source: model.Source | None) -> None:

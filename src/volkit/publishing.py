@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from volkit.errors import (
     UnsupportedVolume,
     VolkitError,
 )
-from volkit.host import devices, mounts, paths
+from volkit.host import devices, mounts, ownership, paths
 from volkit.journal import Delete, Put, key
 from volkit.journal.records import quarantined
 from volkit.model import BlockConnection, Connection, FuseConnection
@@ -72,6 +72,9 @@ class Publishing:
             if self._state.per_pod:
                 self._publish_per_pod(target_key, wanted, request, resumed=old is not None)
                 return
+            # before it is seen, and without the volume's lock: a large volume takes its time, and its unstage is
+            # refused meanwhile, as a directory of it is open
+            self._give_to_group(self._staged_source(request), request)
             with self._state.locks.hold(key("volume", request.volume_id), wait=call.patience()):
                 source = self._staged_source(request)
                 self._refuse_second_target(request)
@@ -83,6 +86,11 @@ class Publishing:
                         self._state.journal.write(Delete(target_key), durable=False)
                     raise
                 self._undo_if_cancelled(target_key, request)
+
+    def _give_to_group(self, directory: str, request: requests.NodePublishRequest) -> None:
+        group = request.capability.volume_mount_group
+        if group and self._state.groups and not request.capability.block and not _read_only(request):
+            ownership.give_to_group(directory, int(group))
 
     def _settle_published(
         self, request: requests.NodePublishRequest, old: Mapping[str, Any] | None, wanted: Mapping[str, Any]
@@ -163,7 +171,8 @@ class Publishing:
             self._state.mount_program(connection, request.target_path, read_only=_read_only(request))
             return
         if connection.directory:
-            _bind(connection.directory, request)
+            self._give_to_group(connection.directory, request)
+            _bind(connection.directory, request, request.capability.mount_flags)
             return
         paths.ensure_directory(request.target_path, empty=True)
         flags = [*request.capability.mount_flags, *(["ro"] if _read_only(request) else [])]
@@ -296,7 +305,7 @@ def _read_only(request: requests.NodePublishRequest) -> bool:
     return request.readonly or request.capability.access_mode.read_only
 
 
-def _bind(source: str, request: requests.NodePublishRequest) -> None:
+def _bind(source: str, request: requests.NodePublishRequest, options: Sequence[str] = ()) -> None:
     readonly = _read_only(request)
     if request.capability.block:
         devices.set_read_only(source, readonly)  # a read-only bind of a device node keeps nobody from writing
@@ -305,7 +314,7 @@ def _bind(source: str, request: requests.NodePublishRequest) -> None:
         # empty: what the mount would hide could not be removed after it
         made = paths.ensure_directory(request.target_path, empty=True)
     try:
-        mounts.bind(source, request.target_path, read_only=readonly)
+        mounts.bind(source, request.target_path, read_only=readonly, options=options)
     except VolkitError:
         if made:  # nobody calls unpublish, and no record tells of it
             with suppress(VolkitError):

@@ -136,7 +136,7 @@ class Staging:
         elif isinstance(connection, FuseConnection):
             self._state.mount_program(connection, path, read_only=capability.access_mode.read_only)
         elif connection.directory:
-            mounts.bind(connection.directory, path, read_only=capability.access_mode.read_only)
+            mounts.bind(connection.directory, path, options=flags)
         else:
             mount_remote(connection, path, flags)
 
@@ -214,7 +214,8 @@ def _same_stage(request: requests.NodeStageRequest, old: Mapping[str, Any]) -> N
         raise AlreadyExists(
             f"volume {request.volume_id!r} is staged at {old['path']}: unstage it there first"
         )
-    if old["capability"] != request.capability.record():
+    # the group is a pod's: it is given at publish
+    if old["capability"][:-1] != request.capability.record()[:-1]:
         raise AlreadyExists(
             f"volume {request.volume_id!r} is staged with another capability: unstage it first"
         )

@@ -15,6 +15,9 @@ from volkit.model import MAX_BYTES, AccessMode, BlockVolume, Capability, Capacit
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _PLATFORM = re.compile(r"(?:[a-z0-9-]+\.)*(?:csi\.storage\.k8s\.io|storage\.kubernetes\.io|kubernetes\.io)/")
 
+_GROUP = re.compile(r"[0-9]{1,10}", re.ASCII)
+
+MAX_GID = 2**32 - 2
 MAX_NAME_BYTES = 255
 MAX_ID_BYTES = 4096
 
@@ -128,17 +131,18 @@ def check_capabilities(
     *,
     modes: frozenset[AccessMode],
     fs_types: Iterable[str],
+    mount_flags: frozenset[str] | None = None,
 ) -> None:
     """Could a volume of this kind be used so? At least one capability, and each of them possible.
 
     Raises UnsupportedVolume where the kind forbids it: raw block access to files or objects, an access mode
     that the storage does not have, or a file system that is not made for it on a block device that several
-    nodes write to.
+    nodes write to. `mount_flags` are those that are allowed, by their key; None allows all.
     """
     if not capabilities:
         raise InvalidArgument("volume_capabilities is required: give at least one")
     for capability in capabilities:
-        check_capability(capability, kind, modes=modes, fs_types=fs_types)
+        check_capability(capability, kind, modes=modes, fs_types=fs_types, mount_flags=mount_flags)
 
 
 def _anything(value: object) -> object:
@@ -146,8 +150,19 @@ def _anything(value: object) -> object:
     return value
 
 
+def check_group(group: str, field: str = "volume_mount_group") -> None:
+    """A gid in decimal, or "" for none."""
+    if group and not (_GROUP.fullmatch(group) and int(group) <= MAX_GID):
+        raise InvalidArgument(f"{field} {quoted(group)} is no group: give a number from 0 to {MAX_GID}")
+
+
 def check_capability(
-    capability: Capability, kind: type[Volume], *, modes: frozenset[AccessMode], fs_types: Iterable[str]
+    capability: Capability,
+    kind: type[Volume],
+    *,
+    modes: frozenset[AccessMode],
+    fs_types: Iterable[str],
+    mount_flags: frozenset[str] | None = None,
 ) -> None:
     """As `check_capabilities`, for one."""
     mode = capability.access_mode
@@ -156,6 +171,11 @@ def check_capability(
             raise InvalidArgument(
                 "mount_flags has an empty, an over-long or an unprintable flag"
             )  # never shown: may be a secret
+        if mount_flags is not None and flag.partition("=")[0] not in mount_flags:
+            raise InvalidArgument(
+                f"mount_flags has a flag that is not allowed: allowed are {', '.join(sorted(mount_flags)) or 'none'}"
+            )
+    check_group(capability.volume_mount_group)
     if mode not in modes:
         raise UnsupportedVolume(
             f"access mode {mode.name} is not possible here; possible are {', '.join(sorted(m.name for m in modes))}"

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
@@ -43,6 +45,57 @@ def test_the_demo_passes_and_leaves_nothing(tmp_path: Path, capsys: pytest.Captu
         assert any(word in step for step in steps), word
     assert all(one["seconds"] >= 0 for one in told["steps"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_of_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On btrfs, where their size is enforced."""
+    (tmp_path / "image").touch()
+    os.truncate(tmp_path / "image", 512 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", tmp_path / "image"], check=True)
+    (tmp_path / "btrfs").mkdir()
+    subprocess.run(["mount", "-o", "loop", tmp_path / "image", tmp_path / "btrfs"], check=True)
+    try:
+        assert demo.main("local", as_json=True, parent=str(tmp_path / "btrfs")) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["failure"], told["left"]) == (None, [])
+        notes = [note for step in told["steps"] for note in step["notes"]]
+        assert "64 to 128 MiB as its users see it" in notes
+        assert list((tmp_path / "btrfs").iterdir()) == []
+    finally:
+        subprocess.run(["umount", tmp_path / "btrfs"], check=True)
+
+
+@pytest.mark.needs("unshare", "setpriv")
+def test_the_demo_of_directories_is_for_everybody(tmp_path: Path) -> None:
+    """Somebody without root, to whom a private mount namespace shows this Python where only root can go."""
+    volkit = Path(sysconfig.get_path("scripts"), "volkit")
+    needed = [volkit, Path(sys.executable).resolve(), *(Path(one) for one in sys.path if one)]
+    closed = {one for path in needed for one in path.parents if not one.stat().st_mode & 0o001}
+    home = tempfile.mkdtemp(prefix="volkit-test-")
+    os.chown(home, 65534, 65534)
+    lines = [
+        "set -e",
+        f"mount -t tmpfs none {tmp_path}",
+        *(
+            f"mkdir {tmp_path}/{n} {tmp_path}/{n}w; mount -t overlay overlay "
+            f"-o lowerdir={path},upperdir={tmp_path}/{n},workdir={tmp_path}/{n}w {path}; chmod o+x {path}"
+            for n, path in enumerate(sorted(closed, key=lambda path: len(path.parts)))
+        ),
+        f"cd {home}",
+        f"export HOME={home} TMPDIR={home}",
+        f"exec setpriv --reuid=65534 --regid=65534 --clear-groups {volkit} demo --backend local",
+    ]
+    try:
+        done = subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(lines)],
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Nothing is left: no mount" in done.stdout
+        assert "that nothing enforces" in done.stdout
+        assert os.listdir(home) == []
+    finally:
+        shutil.rmtree(home)
 
 
 def test_the_demo_for_people(
@@ -132,7 +185,10 @@ def test_what_is_missing_is_one_sentence(
     assert volkit_main(["demo"]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == "volkit demo: it needs root, for mounts and loop devices: run it with sudo\n"
+    assert shown.err == (
+        "volkit demo: it needs root, for mounts and loop devices: run it with sudo, "
+        "or without root as `volkit demo --backend local`\n"
+    )
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "which", lambda program, path: None)
     assert witness.missing_for("xfs") == "it needs mkfs.xfs: `apt-get install xfsprogs`"

@@ -247,7 +247,7 @@ def test_every_capability_of_the_wire_is_decided_upon() -> None:
     wire = set(pb.ControllerServiceCapability.RPC.Type.keys()) - {"UNKNOWN"}
     assert wire == services.CONTROLLER_CAPABILITIES.keys() == ALL_CONTROLLER
     node = set(pb.NodeServiceCapability.RPC.Type.keys()) - {"UNKNOWN"}
-    assert node - {"VOLUME_MOUNT_GROUP"} == services.NODE_CAPABILITIES.keys() == ALL_NODE
+    assert node == services.NODE_CAPABILITIES.keys() == ALL_NODE
 
 
 def test_the_documentation_names_every_capability_and_what_it_takes() -> None:

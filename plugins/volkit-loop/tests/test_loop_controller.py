@@ -31,7 +31,7 @@ from volkit.backend import mixins
 from volkit.host import loop, mounts
 from volkit_loop.backend import LoopBackend
 from volkit_loop.controller import LoopController
-from volkit_loop.options import LoopParameters, topology
+from volkit_loop.options import LoopParameters
 
 MIB = 1 << 20
 HERE = Topology({"volkit.io/node": "n1"})
@@ -83,14 +83,6 @@ def test_it_is_made_only_where_it_is_wanted(site: Any, requisite: Any, preferred
         with pytest.raises(ResourceExhausted, match="n2"):
             site.controller.create_volume(request)
         assert site.controller.list_volumes(requests.ListRequest()).entries == ()
-
-
-def test_a_node_name_that_is_too_long_for_a_topology_gets_a_short_one() -> None:
-    long = "node-" + "x" * 200 + ".example"
-    values = {topology(name)[0].segments["volkit.io/node"] for name in (long, long + "2", "n1")}
-    assert len(values) == 3
-    assert all(len(value) <= 63 for value in values)
-    assert topology("") == ()
 
 
 def test_capacity_is_that_of_this_node_and_of_these_parameters(tmp_path: Path, site: Any) -> None:

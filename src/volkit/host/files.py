@@ -9,6 +9,7 @@ os.rename(...); files.sync_directory(pool)
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -19,13 +20,16 @@ from contextlib import contextmanager, suppress
 from typing import Final, Literal
 
 from volkit.errors import AlreadyExists
-from volkit.host._syscalls import encoded, refusal
+from volkit.host._syscalls import AT_FDCWD, check, encoded, function, refusal
 
 __all__ = [
     "allocate",
     "clone",
+    "copy_content",
     "free_bytes",
+    "has_reflinks",
     "is_open",
+    "move_new",
     "reads_as_zeros",
     "shared_bytes",
     "sync_directory",
@@ -41,7 +45,11 @@ _FIEMAP_EXTENT: Final = struct.Struct("=QQQ16xI12x")  # logical, physical, lengt
 _FIEMAP_LAST: Final = 0x1
 _FIEMAP_SHARED: Final = 0x2000
 _FIEMAP_ROOM: Final = 512
+_RENAME_NOREPLACE: Final = 1  # linux/fs.h
 _F_SETSIG: Final = 10  # asm-generic/fcntl.h
+_renameat2: Final = function(
+    "renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
+)
 _CHUNK: Final = 64 << 20
 _BUFFER: Final = 1 << 20
 _CANNOT: Final = frozenset(
@@ -125,9 +133,7 @@ def clone(source: str, destination: str, *, mode: int = 0o600) -> Literal["refli
         raise refusal(error, f"cannot read {source}") from error
     try:
         with _created(destination, mode) as copy:
-            way: Literal["reflink", "copy"] = "reflink" if _reflink(original, copy) else "copy"
-            if way == "copy":
-                _copy_sparse(original, copy)
+            way = copy_content(original, copy)
             os.fsync(copy)
             return way
     except FileExistsError as error:
@@ -136,6 +142,47 @@ def clone(source: str, destination: str, *, mode: int = 0o600) -> Literal["refli
         raise refusal(error, f"cannot copy {source} to {destination}") from error
     finally:
         os.close(original)
+
+
+def copy_content(original: int, copy: int) -> Literal["reflink", "copy"]:
+    """As `clone`, from one open file to another, a new one; not synced. Raises OSError."""
+    if _reflink(original, copy):
+        return "reflink"
+    _copy_sparse(original, copy)
+    return "copy"
+
+
+def has_reflinks(directory: str) -> bool:
+    """Whether files below `directory` can share blocks; found out by trying, on two files without a name."""
+    flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+    try:
+        original = os.open(encoded(directory), flags, 0o600)
+        try:
+            copy = os.open(directory, flags, 0o600)
+            try:
+                os.write(original, b"volkit")
+                return _reflink(original, copy)
+            finally:
+                os.close(copy)
+        finally:
+            os.close(original)
+    except OSError as error:
+        if error.errno in {*_CANNOT, errno.EISDIR}:  # no files without a name: FUSE, an old overlay
+            return False
+        raise refusal(error, f"cannot write to {directory}") from error
+
+
+def move_new(source: str, destination: str) -> None:
+    """Renames a file or a directory to a name that is not taken, also not by an empty directory (renameat2(2),
+    RENAME_NOREPLACE). Raises AlreadyExists, NotFound.
+    """
+    places = (AT_FDCWD, encoded(source), AT_FDCWD, encoded(destination))
+    try:
+        check(_renameat2(*places, _RENAME_NOREPLACE), "rename")
+    except FileExistsError:
+        raise AlreadyExists(f"{destination} is there already") from None
+    except OSError as error:
+        raise refusal(error, f"cannot rename {source} to {destination}") from error
 
 
 def _reflink(original: int, copy: int) -> bool:

@@ -54,9 +54,9 @@ from volkit.host._syscalls import (
 )
 
 __all__ = [
-    "Mount", "attach", "bind", "copy", "is_mount_point", "mount", "mount_at", "mount_program", "mounted_from", "mounts",
-    "move", "of_process", "parse_mountinfo", "remount", "same_mount", "set_propagation", "spelled", "unmount",
-    "unmount_top",
+    "Mount", "attach", "bind", "bound_at", "copy", "is_mount_point", "mount", "mount_at", "mount_program",
+    "mounted_from", "mounts", "move", "of_process", "parse_mountinfo", "remount", "same_mount", "set_propagation",
+    "spelled", "unmount", "unmount_top",
 ]  # fmt: skip
 
 _UMOUNT_NOFOLLOW: Final = 8
@@ -196,6 +196,19 @@ def unmount(target: str, *, lazy: bool = False) -> bool:
     raise FailedPrecondition(
         f"{target} is still mounted after {_STACK_LIMIT} unmounts: something mounts it again and again"
     )
+
+
+def bound_at(directory: str) -> list[str]:
+    """Where `directory`, or something in it, is mounted too: the targets of its bind mounts in this mount namespace."""
+    path, table = os.path.realpath(directory), mounts()
+    above = [one for one in table if f"{path}/".startswith(f"{one.mount_point.rstrip('/')}/")]
+    here = max(reversed(above), key=lambda one: len(one.mount_point))  # of several at one place the last
+    inside = f"{here.root.rstrip('/')}/{path[len(here.mount_point.rstrip('/')) :].strip('/')}".rstrip("/")
+    return [
+        one.mount_point
+        for one in table
+        if one.id != here.id and one.device == here.device and f"{one.root}/".startswith(f"{inside}/")
+    ]
 
 
 def same_mount(source: str, target: str) -> bool:

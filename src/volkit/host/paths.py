@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from typing import Final
 
 from volkit.errors import FailedPrecondition, InUse, InvalidArgument
@@ -98,6 +99,32 @@ def ensure_file(path: str, mode: int = 0o640) -> bool:
     if stat.S_ISREG(kind) and not is_mount_point(path) and os.lstat(path).st_size:
         raise FailedPrecondition(f"{path} has content: take the file away, then repeat the call")
     return False
+
+
+def require_own(directory: str, field: str, known: Iterable[str]) -> None:
+    """Raises FailedPrecondition unless `directory` is a directory, no link, that only this user and root can change,
+    and in which nothing is but what is `known` by its name. `field` names it. Nothing is touched.
+    """
+    try:
+        found = os.lstat(directory)
+        foreign = (
+            sorted({*os.listdir(directory)} - {*known, "lost+found"}) if stat.S_ISDIR(found.st_mode) else []
+        )
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{field} {directory} cannot be used ({error.strerror}): make it, or mount its file system"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise FailedPrecondition(f"{field} {directory} is {_called(found.st_mode)}: give a directory")
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        raise FailedPrecondition(
+            f"{field} {directory} can be changed by others (owner {found.st_uid}, mode {found.st_mode & 0o7777:04o}): "
+            f"give a directory of user {os.geteuid()} that nobody else may write to"
+        )
+    if foreign:
+        raise FailedPrecondition(
+            f"{field} {directory} has something else in it, {foreign[0]!r}: give a directory of its own"
+        )
 
 
 def remove_target(path: str) -> bool:

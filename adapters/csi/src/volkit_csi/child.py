@@ -23,8 +23,9 @@ class Failed(Exception):
 class Driver:
     """The `volkit-csi` process, started as often as it is killed. Each life is a session of its own."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, backend: str = "loop") -> None:
         self.work = work
+        self.backend = backend
         self.log = work / "driver.log"
         self.sessions: list[int] = []
         self.client: Client | None = None
@@ -36,7 +37,7 @@ class Driver:
             os.path.join(sysconfig.get_path("scripts"), "volkit-csi"),
             *(
                 "--backend",
-                "loop",
+                self.backend,
                 "-o",
                 f"pool={self.work / 'pool'}",
                 "--state-dir",

@@ -1,7 +1,8 @@
-"""`volkit demo`: one volume all the way, on real devices, with a crash in the middle.
+"""`volkit demo`: one volume all the way, on real devices or directories, with a crash in the middle.
 
-A `volkit-csi` of its own serves the loop backend on a pool in a temporary directory. At the end the host is
-looked at by other eyes than the driver's: no mount, loop device, file or process may be left.
+A `volkit-csi` of its own serves a backend on a pool in a temporary directory: loop, or local, which needs no root where
+a process may have a user namespace of its own. At the end the host is looked at by other eyes than the driver's: no
+mount, loop device, file or process may be left.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import volkit
+from volkit.host import namespaces
 from volkit_csi.child import Driver, Failed, expect
 from volkit_csi.client import CallError, Client
 from volkit_csi.lean import csi_pb2 as pb
 from volkit_csi.witness import (
+    CAP_SYS_ADMIN,
     CAP_SYS_RESOURCE,
     has_capability,
     loop_devices,
@@ -37,22 +40,28 @@ from volkit_csi.witness import (
 
 SIZE: Final = 320 * 1024 * 1024  # mkfs.xfs refuses less than 300 MiB
 GROWN: Final = 512 * 1024 * 1024
+SMALL: Final = 64 * 1024 * 1024
 FILE: Final = 4 * 1024 * 1024
 NAMES: Final = ("demo", "demo-restored")
 
 
-def main(*, as_json: bool = False, keep: bool = False, parent: str | None = None) -> int:
+def main(
+    backend: str = "loop", *, as_json: bool = False, keep: bool = False, parent: str | None = None
+) -> int:
     """Run the demo in a new directory below `parent`, and print a line per step.
 
     Returns 0, or 1 where anything failed or was left behind.
     """
-    fs_type = "ext4" if has_capability(CAP_SYS_RESOURCE) else "xfs"
-    if missing := missing_for(fs_type):
+    fs_type = "" if backend == "local" else "ext4" if has_capability(CAP_SYS_RESOURCE) else "xfs"
+    missing = missing_for(fs_type)
+    if not missing and not has_capability(CAP_SYS_ADMIN):
+        missing = become_root()
+    if missing:
         print(f"volkit demo: {missing}", file=sys.stderr)
         return 1
     report = Report(as_json)
     work = Path(tempfile.mkdtemp(prefix="volkit-demo-", dir=parent)).resolve()
-    demo = Demo(work, fs_type, report)
+    demo = Demo(work, fs_type, report, backend)
     failure = attempt(demo)
     demo.driver.kill()
     left = demo.left()
@@ -63,6 +72,15 @@ def main(*, as_json: bool = False, keep: bool = False, parent: str | None = None
     else:
         shutil.rmtree(work)
     return 1 if failure or left else 0
+
+
+def become_root() -> str:
+    """In a user namespace of this process's own; returns why that is not possible, or ""."""
+    try:
+        namespaces.become_root()
+    except volkit.VolkitError as error:
+        return f"without root it needs a user namespace, and {error.message}"
+    return ""
 
 
 def attempt(demo: Demo) -> str:
@@ -125,9 +143,11 @@ class Report:
 class Demo:
     """The steps, on a working directory of their own."""
 
-    def __init__(self, work: Path, fs_type: str, report: Report) -> None:
+    def __init__(self, work: Path, fs_type: str, report: Report, backend: str = "loop") -> None:
         self.work, self.fs_type, self.step = work, fs_type, report.step
-        self.driver = Driver(work)
+        self.driver = Driver(work, backend)
+        self.size, self.grown = (SIZE, GROWN) if backend == "loop" else (SMALL, 2 * SMALL)
+        self.parameters = {} if backend == "loop" else {"advisorySize": "true"}
         self.capability = pb.VolumeCapability(
             mount=pb.VolumeCapability.MountVolume(fs_type=fs_type),
             access_mode=pb.VolumeCapability.AccessMode(mode="SINGLE_NODE_WRITER"),
@@ -179,8 +199,9 @@ class Demo:
     def _request(self, name: str, snapshot_id: str = "") -> Any:
         request = pb.CreateVolumeRequest(
             name=name,
-            capacity_range=pb.CapacityRange(required_bytes=SIZE),
+            capacity_range=pb.CapacityRange(required_bytes=self.size),
             volume_capabilities=[self.capability],
+            parameters=self.parameters,
         )
         if snapshot_id:
             request.volume_content_source.snapshot.snapshot_id = snapshot_id
@@ -190,6 +211,8 @@ class Demo:
         with self.step("create a volume") as notes:
             volume = client.CreateVolume(self._request(name)).volume
             notes += [volume.volume_id, volkit.format_size(volume.capacity_bytes)]
+            if self._advisory(volume):
+                notes.append("a size that nothing enforces: the pool is not on btrfs")
         return volume
 
     def _snapshot(self, client: Client, volume: Any) -> Any:
@@ -202,10 +225,10 @@ class Demo:
 
     def _expand(self, client: Client, volume: Any) -> None:
         path = self._target("volume")
-        why = "" if self.fs_type == "ext4" else ", xfs since ext4 needs CAP_SYS_RESOURCE for it"
+        why = ", xfs since ext4 needs CAP_SYS_RESOURCE for it" if self.fs_type == "xfs" else ""
         with self.step("expand it online") as notes:
-            before = total(path)
-            size = pb.CapacityRange(required_bytes=GROWN)
+            before = self._total(client, volume)
+            size = pb.CapacityRange(required_bytes=self.grown)
             answer = client.ControllerExpandVolume(
                 pb.ControllerExpandVolumeRequest(
                     volume_id=volume.volume_id, capacity_range=size, volume_capability=self.capability
@@ -221,9 +244,20 @@ class Demo:
                         volume_capability=self.capability,
                     )
                 )
-            grown = total(path)
-            expect(grown > before, f"the file system has {grown} bytes, and had {before}")
-            notes.append(f"{before >> 20} to {grown >> 20} MiB as df sees it{why}")
+            expect(answer.capacity_bytes >= self.grown, f"it was expanded to {answer.capacity_bytes} bytes")
+            if self._advisory(volume):
+                notes.append(f"{self.size >> 20} to {self.grown >> 20} MiB are said")
+                return
+            grown = self._total(client, volume)
+            expect(grown > before, f"the volume has {grown} bytes, and had {before}")
+            notes.append(f"{before >> 20} to {grown >> 20} MiB as its users see it{why}")
+
+    def _advisory(self, volume: Any) -> bool:
+        return bool(volume.volume_context.get("sizeEnforced") == "false")
+
+    def _total(self, client: Client, volume: Any) -> int:
+        """Bytes: of its file system as df sees it, of a directory as its quota has it."""
+        return total(self._target("volume")) if self.fs_type else int(self._usage(client, volume).total)
 
     def _restore_through_a_crash(self, client: Client, snapshot: Any) -> tuple[Client, Any]:
         request = self._request(NAMES[1], snapshot.snapshot_id)
@@ -291,14 +325,15 @@ class Demo:
         }
         self._staging(name).mkdir()
         text = "mkfs and mount" if volume.volume_context.get("firstFormat") else "mount, and no mkfs"
+        text = f"{self.fs_type}: {text}" if self.fs_type else "a bind mount"
         with self.step(f"stage the {name}") as notes:
             client.NodeStageVolume(pb.NodeStageVolumeRequest(**common))
-            notes.append(f"{self.fs_type}: {text}")
+            notes.append(text)
         with self.step(f"publish the {name}"):
             client.NodePublishVolume(
                 pb.NodePublishVolumeRequest(target_path=str(self._target(name)), **common)
             )
-        expect(os.path.ismount(self._target(name)), f"{self._target(name)} is no mount point")
+        expect(str(self._target(name)) in mounts(self.work), f"{self._target(name)} is no mount point")
 
     def _take_away(self, client: Client, volume: Any, name: str) -> None:
         volume_id = volume.volume_id
@@ -333,13 +368,16 @@ class Demo:
 
     def _stats(self, client: Client, volume: Any) -> None:
         with self.step("ask how full it is") as notes:
-            request = pb.NodeGetVolumeStatsRequest(
-                volume_id=volume.volume_id, volume_path=str(self._target("volume"))
-            )
-            usage = next(
-                one for one in client.NodeGetVolumeStats(request).usage if one.unit == pb.VolumeUsage.BYTES
-            )
+            usage = self._usage(client, volume)
             notes.append(f"{usage.used >> 20} of {usage.total >> 20} MiB used")
+
+    def _usage(self, client: Client, volume: Any) -> Any:
+        request = pb.NodeGetVolumeStatsRequest(
+            volume_id=volume.volume_id, volume_path=str(self._target("volume"))
+        )
+        return next(
+            one for one in client.NodeGetVolumeStats(request).usage if one.unit == pb.VolumeUsage.BYTES
+        )
 
     # -- what is left ----------------------------------------------------------------------------------------
 

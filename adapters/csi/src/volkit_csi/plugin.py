@@ -29,6 +29,10 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     call.add_argument("words", nargs="...")
     call.set_defaults(run=_call)
     demo = commands.add_parser("demo", help="take a volume from create to delete, by a CSI driver of its own")
+    backends = ("loop", "local")
+    demo.add_argument(
+        "--backend", choices=backends, default="loop", help="local takes directories, and needs no root"
+    )
     demo.add_argument("--json", action="store_true", help="the steps as JSON")
     demo.add_argument("--keep", action="store_true", help="leave the driver's log and records, and say where")
     demo.set_defaults(run=_demo)
@@ -49,4 +53,4 @@ def _check(words: Sequence[str]) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from volkit_csi.demo import main
 
-    return main(as_json=args.json, keep=args.keep)
+    return main(args.backend, as_json=args.json, keep=args.keep)

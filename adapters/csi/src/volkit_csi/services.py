@@ -122,6 +122,7 @@ NODE_CAPABILITIES: Final[Mapping[str, Need]] = {
     "EXPAND_VOLUME": volkit.Expands,  # the node does its part only of what the controller has begun
     "VOLUME_CONDITION": "node_stats",
     "SINGLE_NODE_MULTI_WRITER": AccessMode.SINGLE_NODE_MULTI_WRITER,
+    "VOLUME_MOUNT_GROUP": volkit.MountsForGroup,
 }
 
 

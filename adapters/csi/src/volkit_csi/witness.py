@@ -13,6 +13,7 @@ from typing import Final
 
 import volkit
 
+CAP_SYS_ADMIN: Final = 21
 CAP_SYS_RESOURCE: Final = 24  # linux/capability.h
 TOOLS: Final = {
     "xfs": ("mkfs.xfs", "xfs_growfs", "xfsprogs"),
@@ -21,19 +22,28 @@ TOOLS: Final = {
 
 
 def missing_for(fs_type: str) -> str:
-    """What this machine lacks, in one sentence; "" where nothing is missing."""
+    """What this machine lacks, in one sentence; "" where nothing is missing. No type is that of the local backend."""
+    if not fs_type:
+        return _missing_backend("local")
     if os.geteuid() != 0:
-        return "it needs root, for mounts and loop devices: run it with sudo"
+        return (
+            "it needs root, for mounts and loop devices: run it with sudo, "
+            "or without root as `volkit demo --backend local`"
+        )
     if not os.path.exists("/dev/loop-control"):
         return "it needs loop devices, and /dev/loop-control is not there: run `modprobe loop`"
     *programs, package = TOOLS[fs_type]
     for program in programs:
         if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
             return f"it needs {program}: `apt-get install {package}`"
+    return _missing_backend("loop")
+
+
+def _missing_backend(name: str) -> str:
     try:
-        volkit.load_backend("loop")
+        volkit.load_backend(name)
     except volkit.VolkitError as error:
-        return f"it needs the loop backend: {error.message}"
+        return f"it needs the {name} backend: {error.message}"
     return ""
 
 

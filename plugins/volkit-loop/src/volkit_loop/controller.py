@@ -32,7 +32,7 @@ from volkit import (
     requests,
 )
 from volkit.host import loop, mounts
-from volkit_loop.options import LoopParameters, LoopSettings, topology
+from volkit_loop.options import LoopParameters, LoopSettings
 from volkit_loop.pool import SNAPSHOTS, VOLUMES, Image, Pool
 
 
@@ -51,7 +51,7 @@ class LoopController(
     def __init__(self, settings: LoopSettings, node_id: str = "") -> None:
         super().__init__(settings, node_id)
         self.pool = Pool(settings.pool, overcommit=settings.overcommit, freeze_limit=settings.freeze_limit)
-        self.topology = topology(node_id)
+        self.topology = (Topology.of_node(node_id),) if node_id else ()
 
     def create_volume(self, request: requests.CreateVolumeRequest[LoopParameters]) -> Volume:
         self._require_here(request.topology)
@@ -112,7 +112,8 @@ class LoopController(
         return Page.take((one for one in found if of in ("", one[1].source_volume_id)), request)
 
     def get_capacity(self, request: requests.CapacityRequest[LoopParameters]) -> requests.CapacityResult:
-        if request.topology and not self._is_here(request.topology):
+        wanted = TopologyRequirement(requisite=(request.topology,) if request.topology else ())
+        if not wanted.met_by(self.topology):
             return requests.CapacityResult(available=0)
         available = self.pool.available(preallocate=request.parameters.preallocate)
         return requests.CapacityResult(available=available, maximum_volume_size=available)
@@ -131,16 +132,10 @@ class LoopController(
             return self.pool.get(SNAPSHOTS, source.snapshot_id)
         return self.pool.get(VOLUMES, source.volume_id) if source else None
 
-    def _is_here(self, place: Topology) -> bool:
-        """Whether this node is in `place`; without a name it is everywhere."""
-        return not self.topology or place.within(self.topology[0])
-
     def _require_here(self, topology: TopologyRequirement | None) -> None:
-        places = topology.requisite or topology.preferred if topology else ()
-        if places and not any(map(self._is_here, places)):
+        if topology and not topology.met_by(self.topology):
             raise ResourceExhausted(
-                f"the pool {self.settings.pool} is on node {self.node_id!r}, and the volume is wanted on "
-                f"{', '.join(str(dict(place.segments)) for place in places[:3])}"
+                f"the pool {self.settings.pool} is on node {self.node_id!r}, and the volume is wanted on {topology}"
             )
 
 

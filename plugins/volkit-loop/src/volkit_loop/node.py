@@ -15,7 +15,7 @@ from volkit import (
     requests,
 )
 from volkit.host import devices, files, loop
-from volkit_loop.options import LoopSettings, topology
+from volkit_loop.options import LoopSettings
 from volkit_loop.pool import VOLUMES, Pool
 
 
@@ -69,4 +69,4 @@ class LoopNode(Node[LoopSettings], ListsConnections, ReportsTopology):
                 yield volume_id, BlockConnection(device=device, identity=found.identity)
 
     def topology(self) -> Topology:
-        return topology(self.node_id)[0]
+        return Topology.of_node(self.node_id)

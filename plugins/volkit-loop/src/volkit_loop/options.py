@@ -1,16 +1,12 @@
-"""What the operator sets, what a user chooses, and the place where a pool's volumes can be used."""
+"""What the operator sets, and what a user chooses."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Final
 
 from attrs import frozen
 
-from volkit import Topology, option
-
-NODE: Final = "volkit.io/node"
+from volkit import option
 
 
 @frozen
@@ -36,16 +32,3 @@ class LoopParameters:
     preallocate: bool = option(
         default=False, help="take the volume's space when it is made, instead of when it is written"
     )
-
-
-def topology(node_id: str) -> tuple[Topology, ...]:
-    """The one place a pool's volumes can be used from; none where the node has no name.
-
-    A segment's value has at most 63 characters (CSI spec, Topology): a longer name ends in its hash.
-    """
-    if not node_id:
-        return ()
-    value = node_id
-    if len(value) > 63:
-        value = f"{node_id[:46]}-{hashlib.sha256(node_id.encode()).hexdigest()[:16]}"
-    return (Topology({NODE: value}),)

@@ -4,7 +4,7 @@
 pool/volumes/4f/v…4f.img    a volume; the directory is named by the last two characters of the id
 pool/snapshots/a0/s…a0.img  a snapshot
 pool/making/…/              one directory per process, locked by it: images that are being made or removed
-pool/ledger                 what is free and what is promised (see `ledger`)
+pool/ledger                 what is free and what is promised (see `volkit.host.ledger`)
 ```
 
 An image comes into its place complete, by one link(2), and leaves it by one rename(2). What a killed process
@@ -40,7 +40,7 @@ from volkit import (
     VolkitError,
 )
 from volkit.host import files, freeze
-from volkit_loop.ledger import Ledger
+from volkit.host.ledger import Ledger
 
 log = logging.getLogger(__name__)
 

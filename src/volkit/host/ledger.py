@@ -1,10 +1,16 @@
-"""How much of the pool is free and how much of that is promised, in a small file of all processes together.
+"""How much of a pool on this node is free and how much of that is promised, in a small file of all processes together.
 
-`free` and `claims` are true when the images are counted, one stat each; from then on both are moved by what
-the pool itself makes and removes. `min(free now, free) - claims` is then never more than there really is:
-what volumes write is still among the claims, and what they discard is not taken for a gain. Where it is too
-little, the images are counted anew, so that nothing is refused that would fit, and a create costs the same
-among ten images and a million.
+```python
+ledger = Ledger(f"{pool}/ledger", overcommit=1.0, count=lambda: sum(one.size - one.used for one in volumes()))
+with ledger.reserved(10 << 30):  # ResourceExhausted where it does not fit; taken back where the body fails
+    make_a_volume()
+```
+
+`free` and `claims` are true when the volumes are counted; from then on both are moved by what the pool itself
+makes and removes. `min(free now, free) - claims` is then never more than there really is: what volumes write is
+still among the claims, and what they discard is not taken for a gain. Where it is too little, the volumes are
+counted anew, so that nothing is refused that would fit, and a create costs the same among ten volumes and a
+million.
 
 The file is not synced: it is believed only in the boot that it was written in.
 """
@@ -20,13 +26,15 @@ from contextlib import contextmanager
 
 from attrs import define
 
-from volkit import ResourceExhausted, format_size
+from volkit.errors import ResourceExhausted
 from volkit.host import files
+
+__all__ = ["Balance", "Ledger"]
 
 
 @define
 class Balance:
-    """Bytes: images may still take `claims` of what was `free` when they were `counted` (Unix time).
+    """Bytes: volumes may still take `claims` of what was `free` when they were `counted` (Unix time).
 
     `reserved` was added to the claims since the ledger was opened, and is taken back when the rest fails.
     """
@@ -38,7 +46,10 @@ class Balance:
 
 
 class Ledger:
-    """`overcommit` bytes are promised for each free one; `count` sums up what all images may still take."""
+    """`overcommit` bytes are promised for each free one; `count` sums up what all volumes may still take.
+
+    The file at `path` is in the pool, and may be removed at any time.
+    """
 
     def __init__(self, path: str, overcommit: float, count: Callable[[], int]) -> None:
         self._path = path
@@ -82,11 +93,20 @@ class Ledger:
         """Adds `size` bytes to the claims. Raises ResourceExhausted where they do not fit."""
         if size > self.available(balance) and size > (left := self.available(balance, max_age=0)):
             raise ResourceExhausted(
-                f"{format_size(size)} do not fit into the pool {self._pool}: {balance.free} bytes are free, "
+                f"{size} bytes do not fit into the pool {self._pool}: {balance.free} bytes are free, "
                 f"{balance.claims} are promised already, {left} are left"
             )
         balance.claims += size
         balance.reserved += size
+
+    @contextmanager
+    def reserved(self, size: int) -> Iterator[None]:
+        """`size` bytes are added to the claims, and taken back where the body fails; nobody else counts meanwhile.
+        Raises ResourceExhausted.
+        """
+        with self.opened() as balance:
+            self.reserve(balance, size)
+            yield
 
     def _recount(self, balance: Balance) -> None:
         # free first: what is written during the count is then counted twice, and not left out

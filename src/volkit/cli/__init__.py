@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
 _RECOVERY = ("journal", "recover", "doctor")
-_OWN = ("backends", "check", "mounter", "table", *_RECOVERY)
+_OWN = ("backends", "check", "explain", "mounter", "table", *_RECOVERY)
 _ELSEWHERE = {"call": "volkit-csi", "demo": "volkit-csi"}
 
 
@@ -73,6 +73,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
     )
     mounter.set_defaults(run=_mounter)
     for name, summary in (
+        ("explain", "show all there is to know of a backend, an operation, a capability or an error"),
         ("check", "run the conformance suite on a backend, or checks on any driver"),
         ("journal", "list what is unfinished in a driver's journal"),
         ("recover", "settle what a crash left unfinished, by looking"),
@@ -81,7 +82,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
         # with another prefix character every word after it is a plain word, read with the flags of a driver
         command = commands.add_parser(name, help=summary, prefix_chars="\0", add_help=False)
         command.add_argument("words", nargs="...")
-        command.set_defaults(run=_check if name == "check" else _recovery)
+        command.set_defaults(run=_WITH_WORDS.get(name, _recovery))
     return parser, commands
 
 
@@ -108,6 +109,15 @@ def _check(args: argparse.Namespace) -> int:
     from volkit.cli.check import main
 
     return main(args.words)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from volkit.cli.explain import main
+
+    return main(args.words)
+
+
+_WITH_WORDS = {"check": _check, "explain": _explain}
 
 
 def _recovery(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
 _RECOVERY = ("journal", "recover", "doctor")
-_OWN = ("backends", "check", "explain", "mounter", "table", *_RECOVERY)
+_OWN = ("backends", "check", "explain", "mounter", "new", "table", *_RECOVERY)
 _ELSEWHERE = {"call": "volkit-csi", "demo": "volkit-csi"}
 
 
@@ -72,6 +72,10 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
         "--socket", default="", metavar="PATH", help="where to listen (default: /run/volkit/mounter.sock)"
     )
     mounter.set_defaults(run=_mounter)
+    new = commands.add_parser("new", help="write a new backend's distribution, which passes its own tests")
+    new.add_argument("name", metavar="NAME", help="the backend's name, such as acme")
+    new.add_argument("--out", default="", metavar="DIR", help="is made (default: volkit-NAME)")
+    new.set_defaults(run=_new)
     for name, summary in (
         ("explain", "show all there is to know of a backend, an operation, a capability or an error"),
         ("check", "run the conformance suite on a backend, or checks on any driver"),
@@ -103,6 +107,12 @@ def _mounter(args: argparse.Namespace) -> int:
     from volkit.host.fuse import mounter_socket
 
     return main(args.socket or mounter_socket())
+
+
+def _new(args: argparse.Namespace) -> int:
+    from volkit.cli.new import main
+
+    return main(args)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ by `volkit backends`, which only lists.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     import argparse
 
     from volkit.backend import Backend
+    from volkit.interfaces import Controller
+
+    Explain = Callable[
+        [type[Backend[Any, Any]], type[Controller[Any, Any]] | None], Mapping[str, str | Sequence[str]]
+    ]
 
 PROJECT = "volkit"
 
@@ -43,13 +48,16 @@ class Adapter:
     `add_commands` adds the adapter's subcommands to `volkit`: it calls `commands.add_parser(name, help=…)`
     and sets `run` with `set_defaults(run=function)`, which takes the parsed arguments and returns the exit
     code. It must be cheap: what a command needs is imported when the command runs. `check` is what `volkit check
-    --endpoint URL …` runs, with the words after `check`: it returns the exit code.
+    --endpoint URL …` runs, with the words after `check`: it returns the exit code. `explain` is asked by `volkit
+    explain backend NAME` what this wire offers of a backend with that controller class: facts by their name, each a
+    text or a list of texts.
     """
 
     name: str
     summary: str
     add_commands: Callable[[argparse._SubParsersAction[Any]], None] = lambda commands: None
     check: Callable[[Sequence[str]], int] | None = None
+    explain: Explain | None = None
 
 
 @hookspec(firstresult=True)

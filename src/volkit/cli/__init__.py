@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _RECOVERY = ("journal", "recover", "doctor")
 _WATCHING = ("volumes", "top")
-_OWN = ("backends", "check", "mounter", "table", *_RECOVERY, *_WATCHING)
+_OWN = ("backends", "check", "explain", "mounter", "new", "table", *_RECOVERY, *_WATCHING)
 _ELSEWHERE = {"call": "volkit-csi", "demo": "volkit-csi"}
 
 
@@ -73,7 +73,12 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
         "--socket", default="", metavar="PATH", help="where to listen (default: /run/volkit/mounter.sock)"
     )
     mounter.set_defaults(run=_mounter)
+    new = commands.add_parser("new", help="write a new backend's distribution, which passes its own tests")
+    new.add_argument("name", metavar="NAME", help="the backend's name, such as acme")
+    new.add_argument("--out", default="", metavar="DIR", help="is made (default: volkit-NAME)")
+    new.set_defaults(run=_new)
     for name, summary in (
+        ("explain", "show all there is to know of a backend, an operation, a capability or an error"),
         ("check", "run the conformance suite on a backend, or checks on any driver"),
         ("journal", "list what is unfinished in a driver's journal"),
         ("recover", "settle what a crash left unfinished, by looking"),
@@ -84,7 +89,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
         # with another prefix character every word after it is a plain word, read with the flags of a driver
         command = commands.add_parser(name, help=summary, prefix_chars="\0", add_help=False)
         command.add_argument("words", nargs="...")
-        command.set_defaults(run={"check": _check, "volumes": _volumes, "top": _top}.get(name, _recovery))
+        command.set_defaults(run=_WITH_WORDS.get(name, _recovery))
     return parser, commands
 
 
@@ -107,8 +112,20 @@ def _mounter(args: argparse.Namespace) -> int:
     return main(args.socket or mounter_socket())
 
 
+def _new(args: argparse.Namespace) -> int:
+    from volkit.cli.new import main
+
+    return main(args)
+
+
 def _check(args: argparse.Namespace) -> int:
     from volkit.cli.check import main
+
+    return main(args.words)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from volkit.cli.explain import main
 
     return main(args.words)
 
@@ -154,3 +171,6 @@ def _unknown(command: str, known: list[str], broken: list[str]) -> str:
         home = _ELSEWHERE[command]
         return f"the command {command!r} comes with {home}: `pip install {home}`"
     return f"there is no command {command!r}: choose {', '.join(sorted(known))}"
+
+
+_WITH_WORDS = {"check": _check, "explain": _explain, "top": _top, "volumes": _volumes}

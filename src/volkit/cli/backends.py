@@ -62,7 +62,8 @@ def _option(option: Option) -> dict[str, Any]:
     }
 
 
-def _largest(size: int) -> str:
+def size_text(size: int) -> str:
+    """A limit of a size for people."""
     return "any" if size == MAX_BYTES else format_size(size)
 
 
@@ -82,7 +83,7 @@ def _print(found: list[Found[type[Backend[Any, Any]]]]) -> None:
             described["kind"],
             ", ".join(described["capabilities"]) or "-",
             ", ".join(f"{o['key']}*" if o["required"] else o["key"] for o in described["settings"]) or "-",
-            f"{format_size(limits.min_size)} to {_largest(limits.max_size)}",
+            f"{format_size(limits.min_size)} to {size_text(limits.max_size)}",
         )
     console = Console(width=None if sys.stdout.isatty() else 120)
     if table.row_count:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from volkit import Adapter, hookimpl
+from volkit import Adapter, Backend, hookimpl
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @hookimpl
 def volkit_adapter() -> Adapter:
     """The CSI adapter."""
     summary = "Container Storage Interface, over gRPC"
-    return Adapter(name="csi", summary=summary, add_commands=add_commands, check=_check)
+    return Adapter(name="csi", summary=summary, add_commands=add_commands, check=_check, explain=_explain)
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -48,6 +48,14 @@ def _check(words: Sequence[str]) -> int:
     from volkit_csi.check import main
 
     return main(words)
+
+
+def _explain(
+    backend: type[Backend[Any, Any]], controller: type[Any] | None
+) -> Mapping[str, str | Sequence[str]]:
+    from volkit_csi.explain import explain
+
+    return explain(backend, controller)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from attrs import field, frozen
 from google.protobuf.message import DecodeError, Message
@@ -126,7 +126,21 @@ NODE_CAPABILITIES: Final[Mapping[str, Need]] = {
 }
 
 
-def _meets(engine: Engine, need: Need) -> bool:
+class Classes(Protocol):
+    """What the capabilities are read from: an engine, or a backend that none runs of yet."""
+
+    @property
+    def backend(self) -> type[volkit.Backend[Any, Any]]: ...
+    @property
+    def controller(self) -> object: ...
+    @property
+    def node(self) -> object: ...
+    @property
+    def operations(self) -> Mapping[str, object]: ...
+    def has(self, mixin: type[Mixin], /) -> bool: ...
+
+
+def _meets(engine: Classes, need: Need) -> bool:
     if isinstance(need, str):
         return need in engine.operations
     if isinstance(need, AccessMode):
@@ -134,21 +148,21 @@ def _meets(engine: Engine, need: Need) -> bool:
     return engine.has(need)
 
 
-def controller_capabilities(engine: Engine) -> list[str]:
+def controller_capabilities(engine: Classes) -> list[str]:
     """Names of ControllerServiceCapability.RPC.Type; none where the service is off."""
     if engine.controller is None:
         return []
     return [name for name, need in CONTROLLER_CAPABILITIES.items() if _meets(engine, need)]
 
 
-def node_capabilities(engine: Engine) -> list[str]:
+def node_capabilities(engine: Classes) -> list[str]:
     """Names of NodeServiceCapability.RPC.Type; none where the service is off."""
     if engine.node is None:
         return []
     return [name for name, need in NODE_CAPABILITIES.items() if _meets(engine, need)]
 
 
-def plugin_capabilities(engine: Engine, *, headless: bool = False) -> pb.GetPluginCapabilitiesResponse:
+def plugin_capabilities(engine: Classes, *, headless: bool = False) -> pb.GetPluginCapabilitiesResponse:
     """`headless`: no controller is run for these nodes, and so nothing grows.
 
     Every instance of a plugin has to answer alike, whichever services it has (CSI spec, GetPluginCapabilities): a

@@ -96,6 +96,18 @@ class Backend(Generic[S, P]):
         return cls.controller
 
     @classmethod
+    def node_class(cls, settings: S) -> type[Node[S]] | None:
+        """The node's class; override it where its capabilities (`ConnectsPerPod`) depend on the installation."""
+        return cls.node
+
+    @classmethod
+    def default_volume(cls, settings: S) -> str:
+        """The id of the volume that is meant where a user names none and asks for none to be made (FlexVolume); ""
+        where a volume has to be named.
+        """
+        return ""
+
+    @classmethod
     def kind(cls, parameters: P) -> type[Volume]:
         """The kind of volume that these parameters make, known before anything is made."""
         return cls.volume

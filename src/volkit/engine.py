@@ -74,9 +74,11 @@ class Engine:
             raise InvalidArgument(f"unknown service {min(unknown)!r}: give controller, node or both")
         if "node" in self.services and not node_id:
             raise InvalidArgument("a node service needs the node's id")
-        self._classes = tuple(filter(None, (backend.controller_class(settings), backend.node)))
-        controller_class = backend.controller_class(settings) if "controller" in self.services else None
-        node_class = backend.node if "node" in self.services else None
+        self.settings = settings
+        classes = (backend.controller_class(settings), backend.node_class(settings))
+        self._classes = tuple(filter(None, classes))
+        controller_class = classes[0] if "controller" in self.services else None
+        node_class = classes[1] if "node" in self.services else None
         local = node_journal or journal
         if local is None or (node_class and node_journal is None):
             path = state_dir.absolute() / "journal.db"

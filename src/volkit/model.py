@@ -334,8 +334,9 @@ class FileConnection:
 class FuseConnection:
     """A file system that a program serves (FUSE), which volkit runs, watches and ends (`volkit.host.fuse`).
 
-    `argv` runs in the foreground; in it `{target}` stands for the mount point, `{files}` for the directory in which
-    `files` (content by name, secrets as a rule) are put for it alone, `{cache}` for a directory of its own on a disk.
+    `argv` runs in the foreground; in it and in `environment` `{target}` stands for the mount point, `{files}` for the
+    directory in which `files` (content by name, secrets as a rule) are put for it alone, `{cache}` for a directory of
+    its own on a disk.
     Secrets belong into `files`: every user can read `argv` and `environment`. `source` and `fs_type` are what the
     mount table will show. `ready` is how many seconds it may take until it answers.
 

@@ -132,9 +132,9 @@ def test_capabilities_are_derived() -> None:
     keys = {"attach", "selinuxRelabel", "supportsMetrics", "fsGroup", "requiresFSResize"}
     assert attaches_by_itself(Attached, Settings())
     assert not attaches_by_itself(Bucket, Settings())
-    attached = capabilities(Attached, attaches=True, expands=False)
+    attached = capabilities(Attached, attaches=True, expands=False, per_pod=False)
     assert attached == {**dict.fromkeys(keys, True), "requiresFSResize": False}
-    bucket = capabilities(Bucket, attaches=False, expands=False)
+    bucket = capabilities(Bucket, attaches=False, expands=False, per_pod=True)
     assert bucket == dict.fromkeys(keys, False)
 
 

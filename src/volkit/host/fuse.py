@@ -61,8 +61,9 @@ def start(
 ) -> None:
     """Run the program of `connection` so that it serves `target`, an empty directory, and return when it answers.
 
-    In its argv, `{target}` becomes the mount point, `{files}` the directory with its files, and `{cache}` one of its
-    own, made when it is asked for. What was left of an earlier one in `directory` is stopped first.
+    In its argv and environment, `{target}` becomes the mount point, `{files}` the directory with its files, and
+    `{cache}` one of its own, made when argv asks for it. What was left of an earlier one in `directory` is stopped
+    first.
 
     Raises FailedPrecondition where nobody could run it; Unavailable with the end of its output where it ended;
     DeadlineExceeded where it does not answer in `connection.ready` seconds, and was stopped.
@@ -83,7 +84,7 @@ def start(
             _write_private(f"{directory}/files/{name}", content.encode())
         started: dict[str, Any] = {
             "argv": argv,
-            "environment": dict(connection.environment),
+            "environment": {name: _filled(word, places) for name, word in connection.environment.items()},
             "target": target,
             "cache": cache,
             "ready": connection.ready,

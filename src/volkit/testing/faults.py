@@ -252,9 +252,12 @@ def watched(backend: type[Backend[Any, Any]], spy: Spy) -> type[Backend[Any, Any
     def controller_class(cls: type, settings: Any) -> type | None:
         return _watched_class(backend.controller_class(settings), spy)
 
+    def node_class(cls: type, settings: Any) -> type | None:
+        return _watched_class(backend.node_class(settings), spy)
+
     body: dict[str, Any] = {
         "controller_class": classmethod(controller_class),
-        "node": _watched_class(backend.node, spy),
+        "node_class": classmethod(node_class),
         "__module__": backend.__module__,
     }
     make: Any = type(backend)

@@ -103,8 +103,8 @@ class Kit:
         self._watched = watched(self.backend, self.spy)
         controller = self.backend.controller_class(self.storage.settings)
         self.controller_class = controller
-        self.node_class = self.backend.node
-        self._classes = tuple(filter(None, (controller, self.backend.node)))
+        self.node_class = self.backend.node_class(self.storage.settings)
+        self._classes = tuple(filter(None, (controller, self.node_class)))
         self._numbers = itertools.count(1)
         self._made: list[Callable[[], object]] = []
         self._driver: Driver | None = None

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
+from attrs import evolve
+
 import volkit
 from volkit import (
     FIRST_FORMAT,
@@ -58,11 +60,12 @@ _log = logging.getLogger("volkit.flex")
 
 
 def capabilities(
-    backend: type[volkit.Backend[Any, Any]], *, attaches: bool, expands: bool
+    backend: type[volkit.Backend[Any, Any]], *, attaches: bool, expands: bool, per_pod: bool
 ) -> dict[str, bool]:
-    """What `init` answers, every key of Kubernetes' DriverCapabilities written out."""
+    """What `init` answers, every key of Kubernetes' DriverCapabilities written out; `per_pod`: its node connects
+    anew for each pod.
+    """
     objects = backend.volume.kind == "object"
-    per_pod = backend.node is not None and issubclass(backend.node, volkit.ConnectsPerPod)
     return {
         "attach": attaches,
         "selinuxRelabel": not objects,
@@ -138,8 +141,13 @@ class Service:
     # -- the driver
 
     def init(self, call: Callout, limits: Call) -> Answer:
-        expands = self.engine.has(Expands)
-        return {"capabilities": capabilities(self.engine.backend, attaches=self.attaches, expands=expands)}
+        can = capabilities(
+            self.engine.backend,
+            attaches=self.attaches,
+            expands=self.engine.has(Expands),
+            per_pod=self.engine.has(volkit.ConnectsPerPod),
+        )
+        return {"capabilities": can}
 
     def getvolumename(self, call: Callout, limits: Call) -> Answer:
         return {"volumeName": wire.identity(call.options)}
@@ -365,7 +373,11 @@ class Service:
 
     def options(self, call: Callout) -> Options:
         """The options of a call, read. Raises InvalidArgument."""
-        return read_options(call, self.engine.backend, attaches=self.attaches)
+        options = read_options(call, self.engine.backend, attaches=self.attaches)
+        if options.explicit or options.create:
+            return options
+        default = self.engine.backend.default_volume(self.engine.settings)
+        return evolve(options, volume=default, inline=False) if default else options
 
     @property
     def _publishes(self) -> bool:
@@ -492,7 +504,7 @@ class Service:
         mode = next(
             (one for one in modes if one in possible), next(iter(sorted(possible, key=lambda one: one.value)))
         )
-        told = backend.node is not None and issubclass(backend.node, volkit.ConnectsPerPod)
+        told = self.engine.has(volkit.ConnectsPerPod)
         return Capability(
             access_mode=mode,
             fs_type=options.fs_type if block else "",

@@ -1,0 +1,220 @@
+"""Real S3 servers on this machine: Ceph's RADOS Gateway, and rclone's for what needs no more than a directory."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+ACCESS, SECRET = "volkit-test-access-key", "volkit-test-secret-key-Zq7x9"
+RCLONE = str(Path(sys.executable).with_name("rclone"))
+_CONF = """
+[global]
+fsid = {fsid}
+mon host = [v2:127.0.0.1:{v2},v1:127.0.0.1:{v1}]
+mon initial members = a
+public network = 127.0.0.0/8
+cluster network = 127.0.0.0/8
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 4
+osd pool default pg autoscale mode = off
+mon allow pool size one = true
+mon max pg per osd = 1000
+osd crush chooseleaf type = 0
+run dir = {home}
+admin socket = {home}/$name.asok
+log file = {home}/$name.log
+osd objectstore = memstore
+memstore device bytes = 4294967296
+mon data avail crit = 1
+ms bind ipv6 = false
+keyring = {home}/keyring
+[mon.a]
+mon data = {home}/mon
+[osd.0]
+osd data = {home}/osd
+[client.rgw.a]
+rgw data = {home}/rgw
+rgw frontends = beast endpoint=127.0.0.1:{{port}} tcp_nodelay=1
+rgw enable usage log = false
+"""
+
+
+def free_ports(number: int) -> list[int]:
+    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [int(one.getsockname()[1]) for one in taken]
+    for one in taken:
+        one.close()
+    return ports
+
+
+def wait_until(done: Callable[[], Any], what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+@functools.cache
+def client(port: int, access: str = ACCESS, secret: str = SECRET) -> Any:
+    """A plain client, to look at a server without volkit."""
+    return boto3.session.Session(aws_access_key_id=access, aws_secret_access_key=secret).client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 5}),
+    )
+
+
+class Server:
+    """One that listens on a port, and can be killed, stopped and started again with its data."""
+
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def start(self) -> None:
+        self.process = self.spawn("server", self.command())
+        wait_until(lambda: answers(self.port), "the S3 server does not listen: see its log")
+
+    def spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        with open(self.home / f"{name}.out", "ab") as log:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait(20)
+            self.process = None
+
+    def heal(self) -> None:
+        if self.process is None:
+            self.start()
+        else:
+            self.process.send_signal(signal.SIGCONT)
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+
+class Rclone(Server):
+    """rclone's server of a directory: no tags, no versions, no policies."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        (self.port,) = free_ports(1)
+        self.data = home / "data"
+        self.data.mkdir()
+
+    def command(self) -> list[str]:
+        address = f"--addr=127.0.0.1:{self.port}"
+        return [RCLONE, "serve", "s3", "--config=", address, f"--auth-key={ACCESS},{SECRET}", str(self.data)]
+
+
+class Rgw(Server):
+    """Ceph's RADOS Gateway on one monitor and one OSD whose objects are in memory."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.port, v1, v2 = free_ports(3)
+        fsid = str(uuid.uuid4())
+        self.conf = home / "ceph.conf"
+        text = _CONF.format(fsid=fsid, home=home, v1=v1, v2=v2).format(port=self.port)
+        self.conf.write_text(text)
+        self.others: list[subprocess.Popen[bytes]] = []
+        try:
+            self.build(fsid, v1, v2)
+        except BaseException:
+            self.close()
+            raise
+
+    def build(self, fsid: str, v1: int, v2: int) -> None:
+        home = self.home
+        for name in ("mon", "osd", "rgw"):
+            (home / name).mkdir()
+        ring, allow = str(home / "keyring"), ["--cap", "mon", "allow *", "--cap", "osd", "allow *"]
+        self.run(
+            "ceph-authtool", "--create-keyring", ring, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *"
+        )
+        self.run("ceph-authtool", ring, "--gen-key", "-n", "client.admin", *allow)
+        monmap = str(home / "monmap")
+        address = f"[v2:127.0.0.1:{v2},v1:127.0.0.1:{v1}]"
+        self.run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, monmap)
+        self.ceph("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", ring)
+        self.others.append(self.spawn("mon", ["ceph-mon", "-f", "-i", "a", "-c", str(self.conf)]))
+        self.ceph("ceph", "--connect-timeout", "60", "mon", "stat")
+        osd = str(uuid.uuid4())
+        self.ceph("ceph", "osd", "new", osd)
+        self.key("osd.0", "mon", "allow profile osd", "osd", "allow *")
+        self.ceph("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
+        self.others.append(self.spawn("osd", ["ceph-osd", "-f", "-i", "0", "-c", str(self.conf)]))
+        wait_until(lambda: "1 up" in self.ceph("ceph", "osd", "stat"), "the OSD does not come up")
+        self.key("client.rgw.a", "mon", "allow rw", "osd", "allow rwx")
+        self.start()
+        self.user("volkit", ACCESS, SECRET)
+
+    def command(self) -> list[str]:
+        return ["radosgw", "-f", "-n", "client.rgw.a", "-c", str(self.conf)]
+
+    def run(self, *words: str) -> str:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def ceph(self, *words: str) -> str:
+        return self.run(words[0], "-c", str(self.conf), *words[1:])
+
+    def key(self, name: str, *caps: str) -> None:
+        made = self.ceph("ceph", "auth", "get-or-create", name, *caps)
+        with open(self.home / "keyring", "a") as ring:
+            ring.write(made)
+
+    def admin(self, *words: str) -> str:
+        return self.ceph("radosgw-admin", *words, "-n", "client.rgw.a")
+
+    def user(self, name: str, access: str, secret: str) -> dict[str, Any]:
+        words = ("--uid", name, "--display-name", name, "--access-key", access, "--secret-key", secret)
+        made: dict[str, Any] = json.loads(self.admin("user", "create", *words))
+        return made
+
+    def close(self) -> None:
+        self.kill()
+        for one in reversed(self.others):
+            one.kill()
+            one.wait(20)
+
+
+def stop_programs(directory: Path) -> None:
+    """End the mounters that were started below a directory."""
+    for pid in directory.rglob("pid"):
+        with suppress(OSError, ValueError):
+            os.kill(int(pid.read_text().split()[0]), signal.SIGKILL)
+    shutil.rmtree(directory, ignore_errors=True)

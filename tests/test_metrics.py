@@ -17,7 +17,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from volkit import metrics
+from volkit import events, metrics
 from volkit import requests as r
 from volkit.engine import Engine
 from volkit.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -267,6 +267,19 @@ def test_every_operation_is_a_span_and_the_backends_are_its_children(
     assert missing.status.status_code is trace.StatusCode.ERROR
     assert made.resource.attributes["service.name"] == "volkit-memory"
     assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+def test_a_caller_that_traces_is_the_parent(engine: Engine) -> None:
+    spans = InMemorySpanExporter()
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with tracing(engine, exporter=spans) as provider:
+        with events.request(headers=lambda: {"traceparent": parent}):
+            create(engine)
+        assert provider.force_flush()
+        (made,) = spans.get_finished_spans()
+    assert f"{made.context.trace_id:x}" == "af7651916cd43dd8448eb211c80319c"
+    assert made.parent is not None
+    assert f"{made.parent.span_id:x}" == "b7ad6b7169203331"
 
 
 def test_traces_go_to_a_url(engine: Engine) -> None:

@@ -61,7 +61,7 @@ class App:
         self._service = service
 
     def __call__(self, environ: Mapping[str, Any], start: Start) -> Iterable[bytes]:
-        with events.request():
+        with events.request(headers=lambda: _headers(environ)):
             return self._call(environ, start)
 
     def _call(self, environ: Mapping[str, Any], start: Start) -> Iterable[bytes]:
@@ -103,6 +103,14 @@ class App:
         if not isinstance(request, dict):
             raise Refused(400, f"the body of {path} is a {type(request).__name__}, not an object")
         return call(request)
+
+
+def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
 
 
 def _body(environ: Mapping[str, Any]) -> bytes:

@@ -109,6 +109,7 @@ def test_every_metric_that_is_declared_is_there_and_no_other(engine: Engine, por
 
 
 def test_labels_are_bounded_whatever_volumes_are_called(engine: Engine, port: int) -> None:
+    volume = create(engine)
     for number in range(20):
         volume = create(engine, f"secret-{number}")
         engine.run("get_volume", r.GetVolumeRequest(volume_id=volume.id))
@@ -260,6 +261,7 @@ def test_every_operation_is_a_span_and_the_backends_are_its_children(
         inner, made, missing = spans.get_finished_spans()
     assert (made.name, missing.name) == ("volkit.create_volume", "volkit.get_volume")
     assert inner.parent is not None
+    assert made.context is not None
     assert inner.parent.span_id == made.context.span_id
     assert made.attributes is not None
     assert (made.attributes["volkit.volume"], made.attributes["volkit.code"]) == (volume.id, "OK")
@@ -277,6 +279,7 @@ def test_a_caller_that_traces_is_the_parent(engine: Engine) -> None:
             create(engine)
         assert provider.force_flush()
         (made,) = spans.get_finished_spans()
+    assert made.context is not None
     assert f"{made.context.trace_id:x}" == "af7651916cd43dd8448eb211c80319c"
     assert made.parent is not None
     assert f"{made.parent.span_id:x}" == "b7ad6b7169203331"

@@ -9,17 +9,18 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .conftest import Drivers
-from .driver import Driver
+from .driver import START_SECONDS, Driver
 from .orchestrator import MIB, Orchestrator, capability
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("mkfs.ext4")]
@@ -109,6 +110,40 @@ def test_a_driver_is_seen_from_all_sides(drivers: Drivers, collector: tuple[int,
     assert {line["node"] for line in operations} == {"n1"}
     assert len({line["request"] for line in operations}) == len(operations)
     assert list((driver.state / "status").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["volkit-csi", "volkit-docker", "volkit-flex"])
+def test_every_driver_that_goes_on_running_is_watched_alike(command: str, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    port, state = free_port(), tmp_path / "state"
+    own = {
+        "volkit-csi": ["--endpoint", f"unix://{tmp_path}/csi.sock"],
+        "volkit-docker": ["--socket", f"{tmp_path}/docker.sock"],
+        "volkit-flex": ["--plugin-dir", f"{tmp_path}/exec", "--vendor", "acme"],
+    }[command]
+    words = [str(VOLKIT.with_name(command)), *(["serve"] if command == "volkit-flex" else [])]
+    words += ["--backend", "loop", "-o", f"pool={tmp_path}/pool", "--state-dir", str(state), *own]
+    with (tmp_path / "log").open("wb") as log:
+        serving = subprocess.Popen([*words, "--metrics", f"127.0.0.1:{port}"], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with suppress(OSError):
+                assert get(port, "/readyz") == (200, "ok\n")
+                break
+            assert serving.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert 'volkit_build_info{backend="loop"' in get(port, "/metrics")[1]
+        done = subprocess.run(
+            [VOLKIT, "top", "--state-dir", state, "--json"], capture_output=True, text=True, check=True
+        )
+        assert [one["pid"] for one in json.loads(done.stdout)] == [serving.pid]
+        serving.terminate()
+        assert serving.wait(60) == 0, (tmp_path / "log").read_text()
+    finally:
+        serving.kill()
+        serving.wait()
 
 
 def test_what_a_killed_driver_leaves_is_cleared_by_the_next_one(driver: Driver) -> None:

@@ -138,6 +138,12 @@ def test_labels_are_bounded_whatever_volumes_are_called(engine: Engine, port: in
     assert 'kind="other"' in text
 
 
+def test_a_journal_of_several_pages_is_counted_whole(engine: Engine, port: int) -> None:
+    number = 2 * metrics._PAGE + 1
+    engine.journal.write(*(Put(f"asked/{n:05}", {}) for n in range(number)))
+    assert value(scrape(port), "volkit_journal_records", kind="asked") == number
+
+
 def test_what_is_unfinished_has_an_age(engine: Engine, port: int) -> None:
     engine.journal.write(Put("volume-name/old", OLD))
     found = scrape(port)
@@ -173,7 +179,7 @@ def test_a_journal_that_hangs_hangs_no_scrape(
 ) -> None:
     go = threading.Event()
     monkeypatch.setattr(metrics, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(engine.journal, "scan", lambda prefix: go.wait(60) and [])
+    monkeypatch.setattr(engine.journal, "scan", lambda prefix, **more: go.wait(60) and [])
     try:
         for _ in range(3):
             found = scrape(port)

@@ -31,6 +31,7 @@ from attrs import field, frozen
 from volkit.engine import Engine
 from volkit.errors import FailedPrecondition, InvalidArgument, VolkitError
 from volkit.events import Event, Listener
+from volkit.journal import Entry, Journal
 from volkit.journal.records import QUARANTINE
 from volkit.lanes import MAX_LEFT, Lanes
 from volkit.operations import OPERATIONS
@@ -172,7 +173,7 @@ def look(engine: Engine) -> State:
     reached: dict[str, int] = {}
     oldest = 0.0
     for journal in dict.fromkeys((engine.journal, engine.node_journal)):
-        for entry in journal.scan(""):
+        for entry in _entries(journal):
             record = described(entry)
             kind = _bounded(record.kind, RECORD_KINDS)
             state.records[kind] += 1
@@ -192,6 +193,15 @@ def look(engine: Engine) -> State:
     return State(**{name: getattr(state, name) for name in _COUNTED}, oldest=oldest)
 
 
+def _entries(journal: Journal) -> Iterator[Entry]:
+    """All records, some at a time: who reads the journal meanwhile waits for few, and few are in memory."""
+    after = ""
+    while page := journal.scan("", after=after, limit=_PAGE):
+        yield from page
+        after = page[-1].key
+
+
+_PAGE: Final = 500
 _COUNTED: Final = ("at", "records", "unfinished", "volumes", "mounts", "missing")
 
 

@@ -19,6 +19,9 @@ from typing import Any
 
 import pytest
 
+from volkit import Engine, inventory, load_backend
+from volkit_flex.service import Service
+
 from .conftest import Drivers
 from .driver import START_SECONDS, Driver
 from .orchestrator import MIB, Orchestrator, capability
@@ -144,6 +147,33 @@ def test_every_driver_that_goes_on_running_is_watched_alike(command: str, tmp_pa
     finally:
         serving.kill()
         serving.wait()
+
+
+def test_flexvolume_tells_for_which_pod_a_volume_is(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    backend = load_backend("loop")
+    settings = backend.settings(pool=tmp_path / "pool")
+    engine = Engine(backend, settings, state_dir=tmp_path / "state", node_id="n1")
+    service = Service(engine, attaches=False)
+    uid = "0a1b2c3d-1111-2222-3333-444455556666"
+    target = tmp_path / f"kubelet/pods/{uid}/volumes/acme~loop/v"
+    target.mkdir(parents=True)
+    options = {
+        "volume": "v", "size": "16Mi", "kubernetes.io/fsType": "ext4", "kubernetes.io/readwrite": "rw",
+        "kubernetes.io/pod.name": "web-0", "kubernetes.io/pod.namespace": "shop",
+        "kubernetes.io/pod.uid": uid, "kubernetes.io/serviceAccount.name": "default",
+        "kubernetes.io/pvOrVolumeName": "v", "kubernetes.io/secret/key": "aHVudGVyMg==",
+    }
+    try:
+        answer = service.handle(["mount", str(target), json.dumps(options)])
+        assert answer["status"] == "Success", answer
+        [item] = inventory.take(engine).volumes
+        [user] = item.users
+        assert (item.state, user.kind, user.shown, user.uid) == ("published", "pod", "shop/web-0", uid)
+        assert "hunter2" not in json.dumps([entry.value for entry in engine.node_journal.scan("")])
+    finally:
+        service.handle(["unmount", str(target)])
+        engine.close()
 
 
 def test_what_a_killed_driver_leaves_is_cleared_by_the_next_one(driver: Driver) -> None:

@@ -105,6 +105,15 @@ def test_what_one_call_from_outside_does_has_one_id_also_in_the_backends_thread(
     assert set(seen) == {known}
 
 
+def test_where_nobody_listens_no_event_is_made(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "Event", None)
+    assert create(engine).id
+    assert engine.find("pvc-1") is not None
+    engine.listen(Heard())
+    with pytest.raises(TypeError):
+        create(engine)
+
+
 def test_a_refused_operation_ends_too(engine: Engine) -> None:
     heard = Heard()
     engine.listen(heard)

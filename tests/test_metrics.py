@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,14 +19,22 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from volkit import events, metrics
+from volkit import events, lanes, metrics
 from volkit import requests as r
 from volkit.engine import Engine
-from volkit.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from volkit.errors import (
+    Aborted,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from volkit.events import codes
 from volkit.journal import Put
 from volkit.metrics import METRICS, PROCESS_METRICS
 from volkit.model import Capability
+from volkit.requests import Call
 from volkit.testing.memory import MemoryBackend, MemorySettings
 from volkit.tracing import tracing
 
@@ -106,6 +116,37 @@ def test_every_metric_that_is_declared_is_there_and_no_other(engine: Engine, por
     assert names >= EXPOSED
     assert names <= EXPOSED | created
     assert value(scraped[0], "volkit_calls_running", operation="get_capacity") == 1
+
+
+def test_calls_that_hang_and_calls_that_are_turned_away(
+    engine: Engine, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    engine._run["get_capacity"] = lambda request, call: go.wait(60)
+    asked: r.CapacityRequest[Any] = r.CapacityRequest(parameters={})
+    try:
+        with pytest.raises(DeadlineExceeded):
+            engine.run("get_capacity", asked, Call(deadline=time.monotonic()))
+        with monkeypatch.context() as patch:
+            patch.setattr(lanes, "PER_VOLUME", 0)
+            with pytest.raises(Aborted):
+                engine.run("list_volumes", r.ListRequest(), Call(wait=0))
+        with monkeypatch.context() as patch:
+            patch.setattr(lanes, "MAX_LEFT", 1)
+            with pytest.raises(Unavailable):
+                engine.run("list_volumes", r.ListRequest(), Call(wait=0))
+        found = scrape(port)
+        monkeypatch.setattr(metrics, "MAX_LEFT", 1)
+        assert ask(port, "/readyz") == (503, "1 calls hang: the storage does not answer\n")
+    finally:
+        go.set()
+    assert value(found, "volkit_calls_left_behind") == 1
+    assert value(found, "volkit_calls_left_behind_oldest_seconds") > 0
+    assert value(found, "volkit_calls_running", operation="get_capacity") == 1
+    assert value(found, "volkit_calls_rejected_total", reason="volume") == 1
+    assert value(found, "volkit_calls_rejected_total", reason="hung") == 1
+    assert value(found, "volkit_operations_total", operation="get_capacity", code="DEADLINE_EXCEEDED") == 1
+    assert value(found, "volkit_operations_total", operation="list_volumes", code="ABORTED") == 1
 
 
 def test_labels_are_bounded_whatever_volumes_are_called(engine: Engine, port: int) -> None:
@@ -193,6 +234,20 @@ def test_a_journal_that_hangs_hangs_no_scrape(
 def test_an_address_that_is_none_is_refused(engine: Engine, address: str) -> None:
     with pytest.raises(InvalidArgument, match="HOST:PORT"), metrics.serve(engine, address):
         pass
+
+
+@pytest.mark.parametrize("address", [":0", "[::1]:0", "localhost:0"])
+def test_no_name_is_looked_up_to_listen(
+    engine: Engine, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object) -> None:
+        raise AssertionError("the DNS is asked")
+
+    monkeypatch.setattr(socket, "getfqdn", asked)
+    with metrics.serve(engine, address) as port:
+        host = "[::1]" if "::" in address else "127.0.0.1"
+        with urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=30) as answer:
+            assert answer.status == 200
 
 
 def test_an_address_that_is_taken_is_refused(engine: Engine, port: int) -> None:

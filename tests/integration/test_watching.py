@@ -159,10 +159,16 @@ def test_flexvolume_tells_for_which_pod_a_volume_is(tmp_path: Path) -> None:
     target = tmp_path / f"kubelet/pods/{uid}/volumes/acme~loop/v"
     target.mkdir(parents=True)
     options = {
-        "volume": "v", "size": "16Mi", "kubernetes.io/fsType": "ext4", "kubernetes.io/readwrite": "rw",
-        "kubernetes.io/pod.name": "web-0", "kubernetes.io/pod.namespace": "shop",
-        "kubernetes.io/pod.uid": uid, "kubernetes.io/serviceAccount.name": "default",
-        "kubernetes.io/pvOrVolumeName": "v", "kubernetes.io/secret/key": "aHVudGVyMg==",
+        "volume": "v",
+        "size": "16Mi",
+        "kubernetes.io/fsType": "ext4",
+        "kubernetes.io/readwrite": "rw",
+        "kubernetes.io/pod.name": "web-0",
+        "kubernetes.io/pod.namespace": "shop",
+        "kubernetes.io/pod.uid": uid,
+        "kubernetes.io/serviceAccount.name": "default",
+        "kubernetes.io/pvOrVolumeName": "v",
+        "kubernetes.io/secret/key": "aHVudGVyMg==",
     }
     try:
         answer = service.handle(["mount", str(target), json.dumps(options)])

@@ -16,7 +16,11 @@ FOREIGN = {
     "volkit-local": ("grpc", "google.protobuf", "volkit_csi", "volkit_loop"),
     "volkit-loop": ("grpc", "google.protobuf", "volkit_csi", "volkit_local"),
 }
-OF_AN_EXTRA = ("volkit.testing",)  # imported only when named: it needs what an extra brings
+OF_AN_EXTRA = (
+    "volkit.metrics",
+    "volkit.testing",
+    "volkit.tracing",
+)  # imported only when named: it needs what an extra brings
 
 
 def main(distribution: str, package: str | None = None) -> None:

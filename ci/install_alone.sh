@@ -29,6 +29,8 @@ for wheel in "$work"/wheels/*.whl; do
     if [ "$distribution" = volkit-sdk ]; then
         install_alone "$wheel[testing]"
         import_alone "$distribution" volkit.testing
+        install_alone "$wheel[metrics,tracing]"
+        (cd "$work" && env/bin/python -W error -c "import volkit.metrics, volkit.tracing")
     fi
     rm -rf "$work/env"
 done

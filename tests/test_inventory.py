@@ -170,7 +170,7 @@ def test_every_volume_with_its_state_its_size_and_its_users(
 @pytest.mark.root
 @pytest.mark.needs("mkfs.ext4")
 def test_a_pod_is_known_by_kubelets_path_alone_also_where_kubelet_bound_it_itself(
-    engine: Engine, tmp_path: Path
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = create(engine, "flex")
     staged = stage(engine, volume, tmp_path)
@@ -181,6 +181,10 @@ def test_a_pod_is_known_by_kubelets_path_alone_also_where_kubelet_bound_it_itsel
         [item] = inventory.take(engine).volumes
         assert (item.state, item.published) == ("staged", [])
         assert item.users == [User(kind="pod", uid=UID, path=str(pod))]
+        monkeypatch.setattr(inventory, "POD_LOGS", str(tmp_path / "logs"))
+        (tmp_path / f"logs/shop_web-0_{UID}").mkdir(parents=True)
+        [item] = inventory.take(engine).volumes
+        assert [one.shown for one in item.users] == ["shop/web-0"], "kubelet's logs have its name"
     finally:
         mounts.unmount(str(pod))
 

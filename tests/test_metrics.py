@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,14 +19,22 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from volkit import metrics
+from volkit import events, lanes, metrics
 from volkit import requests as r
 from volkit.engine import Engine
-from volkit.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from volkit.errors import (
+    Aborted,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from volkit.events import codes
 from volkit.journal import Put
 from volkit.metrics import METRICS, PROCESS_METRICS
 from volkit.model import Capability
+from volkit.requests import Call
 from volkit.testing.memory import MemoryBackend, MemorySettings
 from volkit.tracing import tracing
 
@@ -108,7 +118,39 @@ def test_every_metric_that_is_declared_is_there_and_no_other(engine: Engine, por
     assert value(scraped[0], "volkit_calls_running", operation="get_capacity") == 1
 
 
+def test_calls_that_hang_and_calls_that_are_turned_away(
+    engine: Engine, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    engine._run["get_capacity"] = lambda request, call: go.wait(60)
+    asked: r.CapacityRequest[Any] = r.CapacityRequest(parameters={})
+    try:
+        with pytest.raises(DeadlineExceeded):
+            engine.run("get_capacity", asked, Call(deadline=time.monotonic()))
+        with monkeypatch.context() as patch:
+            patch.setattr(lanes, "PER_VOLUME", 0)
+            with pytest.raises(Aborted):
+                engine.run("list_volumes", r.ListRequest(), Call(wait=0))
+        with monkeypatch.context() as patch:
+            patch.setattr(lanes, "MAX_LEFT", 1)
+            with pytest.raises(Unavailable):
+                engine.run("list_volumes", r.ListRequest(), Call(wait=0))
+        found = scrape(port)
+        monkeypatch.setattr(metrics, "MAX_LEFT", 1)
+        assert ask(port, "/readyz") == (503, "1 calls hang: the storage does not answer\n")
+    finally:
+        go.set()
+    assert value(found, "volkit_calls_left_behind") == 1
+    assert value(found, "volkit_calls_left_behind_oldest_seconds") > 0
+    assert value(found, "volkit_calls_running", operation="get_capacity") == 1
+    assert value(found, "volkit_calls_rejected_total", reason="volume") == 1
+    assert value(found, "volkit_calls_rejected_total", reason="hung") == 1
+    assert value(found, "volkit_operations_total", operation="get_capacity", code="DEADLINE_EXCEEDED") == 1
+    assert value(found, "volkit_operations_total", operation="list_volumes", code="ABORTED") == 1
+
+
 def test_labels_are_bounded_whatever_volumes_are_called(engine: Engine, port: int) -> None:
+    volume = create(engine)
     for number in range(20):
         volume = create(engine, f"secret-{number}")
         engine.run("get_volume", r.GetVolumeRequest(volume_id=volume.id))
@@ -135,6 +177,12 @@ def test_labels_are_bounded_whatever_volumes_are_called(engine: Engine, port: in
                     found,
                 )
     assert 'kind="other"' in text
+
+
+def test_a_journal_of_several_pages_is_counted_whole(engine: Engine, port: int) -> None:
+    number = 2 * metrics._PAGE + 1
+    engine.journal.write(*(Put(f"asked/{n:05}", {}) for n in range(number)))
+    assert value(scrape(port), "volkit_journal_records", kind="asked") == number
 
 
 def test_what_is_unfinished_has_an_age(engine: Engine, port: int) -> None:
@@ -172,7 +220,7 @@ def test_a_journal_that_hangs_hangs_no_scrape(
 ) -> None:
     go = threading.Event()
     monkeypatch.setattr(metrics, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(engine.journal, "scan", lambda prefix: go.wait(60) and [])
+    monkeypatch.setattr(engine.journal, "scan", lambda prefix, **more: go.wait(60) and [])
     try:
         for _ in range(3):
             found = scrape(port)
@@ -186,6 +234,20 @@ def test_a_journal_that_hangs_hangs_no_scrape(
 def test_an_address_that_is_none_is_refused(engine: Engine, address: str) -> None:
     with pytest.raises(InvalidArgument, match="HOST:PORT"), metrics.serve(engine, address):
         pass
+
+
+@pytest.mark.parametrize("address", [":0", "[::1]:0", "localhost:0"])
+def test_no_name_is_looked_up_to_listen(
+    engine: Engine, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object) -> None:
+        raise AssertionError("the DNS is asked")
+
+    monkeypatch.setattr(socket, "getfqdn", asked)
+    with metrics.serve(engine, address) as port:
+        host = "[::1]" if "::" in address else "127.0.0.1"
+        with urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=30) as answer:
+            assert answer.status == 200
 
 
 def test_an_address_that_is_taken_is_refused(engine: Engine, port: int) -> None:
@@ -260,6 +322,7 @@ def test_every_operation_is_a_span_and_the_backends_are_its_children(
         inner, made, missing = spans.get_finished_spans()
     assert (made.name, missing.name) == ("volkit.create_volume", "volkit.get_volume")
     assert inner.parent is not None
+    assert made.context is not None
     assert inner.parent.span_id == made.context.span_id
     assert made.attributes is not None
     assert (made.attributes["volkit.volume"], made.attributes["volkit.code"]) == (volume.id, "OK")
@@ -267,6 +330,20 @@ def test_every_operation_is_a_span_and_the_backends_are_its_children(
     assert missing.status.status_code is trace.StatusCode.ERROR
     assert made.resource.attributes["service.name"] == "volkit-memory"
     assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+def test_a_caller_that_traces_is_the_parent(engine: Engine) -> None:
+    spans = InMemorySpanExporter()
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with tracing(engine, exporter=spans) as provider:
+        with events.request(headers=lambda: {"traceparent": parent}):
+            create(engine)
+        assert provider.force_flush()
+        (made,) = spans.get_finished_spans()
+    assert made.context is not None
+    assert f"{made.context.trace_id:x}" == "af7651916cd43dd8448eb211c80319c"
+    assert made.parent is not None
+    assert f"{made.parent.span_id:x}" == "b7ad6b7169203331"
 
 
 def test_traces_go_to_a_url(engine: Engine) -> None:

@@ -20,8 +20,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from typing import Any, Final
 
@@ -52,14 +51,35 @@ def request_id() -> str:
     return _request.get()
 
 
-@contextmanager
-def request(id: str = "") -> Iterator[str]:
-    """For an adapter: what is done in here is one call from outside, known by `id` (default: a new one)."""
-    token = _request.set(id or _new_id())
-    try:
-        yield _request.get()
-    finally:
-        _request.reset(token)
+Headers = Callable[[], Mapping[str, str]]
+_headers: ContextVar[Headers | None] = ContextVar("volkit-headers", default=None)
+
+
+def headers() -> Mapping[str, str]:
+    """What came with the call from outside besides its request, by names in small letters: `traceparent`, say."""
+    found = _headers.get()
+    return found() if found is not None else {}
+
+
+class request:  # noqa: N801 (reads as a function)
+    """For an adapter: what is done in here is one call from outside, known by `id` (default: a new one). `headers`
+    gives what the wire carries besides; it is asked only by who wants it.
+    """
+
+    __slots__ = ("_headers", "_tokens", "id")
+
+    def __init__(self, id: str = "", headers: Headers | None = None) -> None:
+        self.id = id or _new_id()
+        self._headers = headers
+
+    def __enter__(self) -> str:
+        self._tokens = _request.set(self.id), _headers.set(self._headers)
+        return self.id
+
+    def __exit__(self, *error: object) -> None:
+        call, headers = self._tokens
+        _request.reset(call)
+        _headers.reset(headers)
 
 
 def _new_id() -> str:

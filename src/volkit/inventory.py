@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from volkit import requests as r
 from volkit.doctor.node import Places, Table
@@ -35,6 +36,8 @@ STORAGE_SECONDS: Final = 15.0
 
 USAGE_SECONDS: Final = 5.0
 """How long a volume is waited for that is asked how full it is."""
+
+POD_LOGS: Final = "/var/log/pods"
 
 _PAGE: Final = 1000
 _AT_ONCE: Final = 8
@@ -105,6 +108,7 @@ def take(engine: Engine) -> Inventory:
         ("the storage", taking.storage),
         ("the controller's journal", taking.controller),
         ("the node's journal", taking.node),
+        ("the names of pods", taking.names),
         ("how full volumes are", taking.usage),
     ):
         try:
@@ -227,6 +231,11 @@ class _Taking:
             for volume_id in {which.volume_of(mount) for mount in own} - {""}:
                 self._used_by(volume_id, User(kind="container", id=container, uid=pod))
 
+    def names(self) -> None:
+        """Pods that are known by their uid alone are named by the directories of their logs."""
+        for item in self.items.values():
+            item.users = [evolve(one, **_logged_as(one.uid)) if _nameless(one) else one for one in item.users]
+
     def _used_by(self, volume_id: str, user: User) -> None:
         item = self._item(volume_id)
         known = [one for one in item.users if one.kind == user.kind]
@@ -297,6 +306,18 @@ def _tail(path: str) -> str:
     of every volume, and uses none.
     """
     return "/".join(path.split("/")[-2:])
+
+
+def _nameless(user: User) -> bool:
+    return user.kind == "pod" and not user.name and bool(user.uid)
+
+
+def _logged_as(uid: str) -> dict[str, str]:
+    """The name and the namespace of a pod: kubelet keeps its logs in NAMESPACE_NAME_UID."""
+    for found in Path(POD_LOGS).glob(f"*_{uid}"):
+        namespace, _, rest = found.name.partition("_")
+        return {"namespace": namespace, "name": rest.removesuffix(f"_{uid}")}
+    return {}
 
 
 class Shown:

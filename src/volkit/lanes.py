@@ -281,9 +281,8 @@ class Lanes:
         if isinstance(task.error, VolkitError):
             how = f"{how}: {task.error.message}"
         seconds = time.time() - task.begun
-        _log.warning(
-            "%s of %r, left behind, has ended after %.1f s: %s", task.operation, task.subject, seconds, how
-        )
+        text = "%s of %r, left behind, has ended after %.1f s: %s"
+        task.context.run(_log.warning, text, task.operation, task.subject, seconds, how)
         return stays
 
     def _next(self, inbox: _Inbox) -> _Task | None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -31,6 +31,7 @@ from attrs import field, frozen
 from volkit.engine import Engine
 from volkit.errors import FailedPrecondition, InvalidArgument, VolkitError
 from volkit.events import Event, Listener
+from volkit.journal import Entry, Journal
 from volkit.journal.records import QUARANTINE
 from volkit.lanes import MAX_LEFT, Lanes
 from volkit.operations import OPERATIONS
@@ -172,7 +173,7 @@ def look(engine: Engine) -> State:
     reached: dict[str, int] = {}
     oldest = 0.0
     for journal in dict.fromkeys((engine.journal, engine.node_journal)):
-        for entry in journal.scan(""):
+        for entry in _entries(journal):
             record = described(entry)
             kind = _bounded(record.kind, RECORD_KINDS)
             state.records[kind] += 1
@@ -192,6 +193,15 @@ def look(engine: Engine) -> State:
     return State(**{name: getattr(state, name) for name in _COUNTED}, oldest=oldest)
 
 
+def _entries(journal: Journal) -> Iterator[Entry]:
+    """All records, some at a time: who reads the journal meanwhile waits for few, and few are in memory."""
+    after = ""
+    while page := journal.scan("", after=after, limit=_PAGE):
+        yield from page
+        after = page[-1].key
+
+
+_PAGE: Final = 500
 _COUNTED: Final = ("at", "records", "unfinished", "volumes", "mounts", "missing")
 
 
@@ -288,6 +298,12 @@ def journal_bytes(engine: Engine) -> dict[str, int]:
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     block_on_close = False
+
+    def server_bind(self) -> None:
+        """Without http.server's question to the DNS for the host's name, which may take long to be answered."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
 
 
 class _Server6(_Server):

@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from volkit.engine import Engine
 from volkit.errors import FailedPrecondition, InvalidArgument
-from volkit.events import OK, Event, Listener
+from volkit.events import OK, Event, Listener, headers
 
 try:
     from opentelemetry import context, trace
+    from opentelemetry.propagate import extract
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -30,14 +31,19 @@ _KEPT: Final = "tracing"
 
 
 class Spans(Listener):
-    """Makes a span of every operation, which is current while the backend works: its own spans are children."""
+    """Makes a span of every operation, which is current while the backend works: its own spans are children. A caller
+    that sends a `traceparent` is its parent.
+    """
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
     def begun(self, event: Event) -> None:
         span = self._tracer.start_span(
-            f"volkit.{event.operation}", kind=SpanKind.SERVER, attributes=_begun(event)
+            f"volkit.{event.operation}",
+            extract(headers(), context.get_current()),
+            kind=SpanKind.SERVER,
+            attributes=_begun(event),
         )
         event.kept[_KEPT] = span, context.attach(trace.set_span_in_context(span))
 

@@ -123,7 +123,7 @@ class Driver:
         assert done.returncode in (0, 1), done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         findings: list[dict[str, str]] = json.loads(done.stdout)
-        assert done.returncode == any("repaired" not in one for one in findings)
+        assert done.returncode == any("repaired" not in one and one["sort"] != "advice" for one in findings)
         return findings
 
     def text(self) -> str:

@@ -132,7 +132,7 @@ def shown(told: list[dict[str, Any]], before: dict[tuple[int, str], int], second
             _calls(calls),
             _sums(one, before, seconds),
         ]
-        parts += [_last(one["recent"]), ""]
+        parts += ["", _last(one["recent"]), ""]
     return Group(*parts[:-1]) if parts else Group("no driver answers")
 
 

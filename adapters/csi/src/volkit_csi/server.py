@@ -57,6 +57,8 @@ class ServerContext:
     deadline: float | None = None
     """When the caller stops waiting, on the clock of `time.monotonic`; None: never."""
     _cancelled: Callable[[], bool] = field(default=lambda: False, alias="cancelled")
+    headers: Callable[[], Mapping[str, str]] = field(default=dict)
+    """Gives the call's metadata (gRPC's word for headers), the binary ones left out."""
 
     def time_remaining(self) -> float | None:
         """Seconds until the deadline, not below 0; None without one."""
@@ -242,7 +244,9 @@ class Method:
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call could begin"
             )
         deadline = None if remaining is None or remaining > FOREVER else time.monotonic() + remaining
-        call = ServerContext(self.name, deadline, cancelled=lambda: not context.is_active())
+        call = ServerContext(
+            self.name, deadline, cancelled=lambda: not context.is_active(), headers=lambda: _headers(context)
+        )
         outcome = self._outcome(request, call)
         if not isinstance(outcome, bytes):
             code, message = outcome
@@ -260,6 +264,10 @@ class Method:
             return error.code, error.message
         except BaseException as error:
             return Code.UNAVAILABLE, failure(self.name, error)
+
+
+def _headers(context: grpc.ServicerContext) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
 
 
 class Routes(grpc.GenericRpcHandler):

@@ -300,7 +300,7 @@ def _operation(engine: Engine, row: Rpc, redact: Redactor) -> Handler:
         raise fault
 
     def handle_call(received: bytes, context: ServerContext) -> bytes:
-        with events.request():
+        with events.request(headers=context.headers):
             return handle(received, context)
 
     return handle_call

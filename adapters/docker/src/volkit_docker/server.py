@@ -61,7 +61,7 @@ class App:
         self._service = service
 
     def __call__(self, environ: Mapping[str, Any], start: Start) -> Iterable[bytes]:
-        with events.request():
+        with events.request(headers=lambda: _headers(environ)):
             return self._call(environ, start)
 
     def _call(self, environ: Mapping[str, Any], start: Start) -> Iterable[bytes]:
@@ -105,6 +105,14 @@ class App:
         return call(request)
 
 
+def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+
+
 def _body(environ: Mapping[str, Any]) -> bytes:
     if "chunked" in environ.get("HTTP_TRANSFER_ENCODING", "").lower():
         data: bytes = environ["wsgi.input"].read(MAX_BODY + 1)
@@ -145,8 +153,8 @@ class Server:
     """Serves an application at `address`, a unix socket or (host, port), or on the socket that systemd has opened
     (sd_listen_fds(3)).
 
-    `tls` are the files of a certificate, its key, and the authority that signs the clients' certificates. It looks every
-    `look_seconds` whether it is to stop.
+    `tls` are the files of a certificate, its key, and the authority that signs the clients' certificates. It looks
+    every `look_seconds` whether it is to stop.
     """
 
     def __init__(

@@ -8,9 +8,9 @@ class TestAcmeOverDocker(DockerSuite):
 
 What Docker has goes by its calls, over HTTP on a real socket: Create, Get, List, Remove, and Mount and Unmount, which
 go the whole way up and down; the steps of it that a case takes one by one are then repeats. What Docker has not
-(secrets, an upper limit of a size, snapshots, raw block devices, an access mode of the caller's choice, a second target) goes to
-the engine. An answer has no code, only a sentence: the error behind it is looked up in this process, and the sentence
-has to be its own. So has what Get and List tell: it must be what the engine knows.
+(secrets, an upper limit of a size, snapshots, raw block devices, an access mode of the caller's choice, a second
+target) goes to the engine. An answer has no code, only a sentence: the error behind it is looked up in this process,
+and the sentence has to be its own. So has what Get and List tell: it must be what the engine knows.
 """
 
 from __future__ import annotations

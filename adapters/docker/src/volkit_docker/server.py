@@ -141,8 +141,8 @@ class Server:
     """Serves an application at `address`, a unix socket or (host, port), or on the socket that systemd has opened
     (sd_listen_fds(3)).
 
-    `tls` are the files of a certificate, its key, and the authority that signs the clients' certificates. It looks every
-    `look_seconds` whether it is to stop.
+    `tls` are the files of a certificate, its key, and the authority that signs the clients' certificates. It looks
+    every `look_seconds` whether it is to stop.
     """
 
     def __init__(

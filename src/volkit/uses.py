@@ -10,8 +10,9 @@ What is told is recorded, and not believed alone. A set of users is wrong where 
 (`docker cp` on a running container), a counter where one begins twice and ends never (a daemon that was killed, a call
 that timed out). So a volume is taken down only where the record says that nobody is left *and* no other mount namespace
 has it mounted; and it is taken down, whatever the record says, where nobody has had it for `GRACE_SECONDS` after the
-last begin, which is how long a daemon may take to start a container. Where nothing is mounted (a reboot, a begin that
-failed) nobody has it; where one user begins again after that time and nobody has it, its first begin is void.
+last begin, which is how long a daemon may take to start a container; a tenth of that is enough where all its users were
+seen to have it meanwhile. Where nothing is mounted (a reboot, a begin that failed) nobody has it. Where one user begins
+again and, by these rules, nobody has it, what was begun before is void.
 
     use/<volume id>     {"name", "path", "staging", "holders": {who: how often}, "since"}
     asked/<volume id>   what its creator asked for; asked-of/<name> until the id is known
@@ -21,11 +22,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from volkit import carrying
 from volkit import requests as r
 from volkit.engine import Engine
 from volkit.errors import Aborted, AlreadyExists, Ambiguous, InUse, VolkitError
-from volkit.host import mounts
+from volkit.host import mounts, namespaces
 from volkit.journal import Delete, Put, SharedJournal, key
 from volkit.journal.records import parts
 from volkit.model import AccessMode, Capability, Volume
@@ -44,8 +44,13 @@ from volkit.wanted import Asked
 GRACE_SECONDS = 120.0
 """How long after a begin nobody may have the volume yet: Docker waits so long for its plugin."""
 
+SEEN_SECONDS = 12.0
+"""The same where all users have been seen with it since."""
+
 WATCH_SECONDS = 30.0
-_HOST_PIDS = "pid:[4026531836]"
+STARTING_SECONDS = 2.0
+"""Between two looks while a user is expected and not seen yet."""
+
 _PREFERRED = (AccessMode.SINGLE_NODE_MULTI_WRITER, AccessMode.SINGLE_NODE_WRITER)
 
 _log = logging.getLogger("volkit.engine")
@@ -71,6 +76,10 @@ class Uses:
         self._shared = isinstance(engine.journal, SharedJournal)
         self._closing = threading.Event()
         self._watching: threading.Thread | None = None
+        self._began = threading.Event()
+        self._seen: dict[
+            str, float
+        ] = {}  # by volume, the last begin after which all its users were seen to have it
 
     @property
     def shared(self) -> bool:
@@ -146,11 +155,12 @@ class Uses:
             self._claim(volume, name)
             record = self._record(volume.id) or self._new(volume, name)
             holders = dict(record["holders"]) if mounts.is_mount_point(record["path"]) else {}
-            if who in holders and _is_nobodys(record):
-                del holders[who]
+            if who in holders and self._is_nobodys(volume.id, record):
+                holders.clear()
             holders[who] = holders.get(who, 0) + 1
             self._write(use_key, {**record, "holders": holders, "since": time.time()}, durable=True)
             self._up(volume, record, asked, call)
+            self._began.set()
             return str(record["path"])
 
     def end(self, volume_id: str, who: str, call: r.Call) -> None:
@@ -175,13 +185,10 @@ class Uses:
             if record is None:
                 return
             told = bool(record["holders"]) and mounts.is_mount_point(record["path"])
-            if told and (_is_young(record["since"]) or is_held(record, taken_mounts())):
+            starting = self._may_be_starting(volume_id, record)
+            if told and (starting or _is_held(record)):
                 who = ", ".join(sorted(record["holders"]))
-                wait = (
-                    f"; if it is gone, repeat this in {GRACE_SECONDS:.0f} s"
-                    if _is_young(record["since"])
-                    else ""
-                )
+                wait = f"; if it is gone, repeat this in {GRACE_SECONDS:.0f} s" if starting else ""
                 raise InUse(f"volume {record['name']!r} is used by {who}{wait}")
             self._down(volume_id, record, call)
 
@@ -206,24 +213,28 @@ class Uses:
         """Take down what nobody has had since its grace ended, and mount again what a reboot took; returns how many
         volumes were taken down. A volume that is being worked on is left alone.
         """
-        idle = [use for use in self.uses() if not (use.holders and _is_young(use.since))]
-        if not idle:
-            return 0
-        taken = taken_mounts()
-        records = {use.volume_id: self._record(use.volume_id) for use in idle}
-        return sum(
-            self._settled(use)
-            for use in idle
-            if (record := records[use.volume_id]) is not None and not is_held(record, taken)
-        )
+        found = self._engine.node_journal.scan(key("use", ""))
+        elsewhere = namespaces.mounts_elsewhere() if found else {}
+        free: list[Use] = []
+        for entry in found:
+            volume_id, record = parts(entry.key)[1], entry.value
+            if held := _holders(record, elsewhere):
+                if held >= len(record["holders"]):
+                    self._seen[volume_id] = record["since"]
+            elif not record["holders"] or not self._may_be_starting(volume_id, record):
+                free.append(_use(volume_id, record))
+        return sum(map(self._settled, free))
 
     def watch(self) -> None:
         """`settle` at once and then now and again, in a thread of its own, until `close`."""
 
         def work() -> None:
-            self._quietly()
-            while not self._closing.wait(WATCH_SECONDS):
-                self._quietly()
+            while not self._closing.is_set():
+                self._began.clear()
+                if self._quietly():
+                    self._closing.wait(min(STARTING_SECONDS, WATCH_SECONDS))
+                else:
+                    self._began.wait(WATCH_SECONDS)
 
         self._watching = threading.Thread(target=work, name="volkit-uses", daemon=True)
         self._watching.start()
@@ -231,23 +242,27 @@ class Uses:
     def close(self) -> None:
         """Settle no more; what hangs is left behind."""
         self._closing.set()
+        self._began.set()
         if self._watching is not None:
             self._watching.join(1.0)
 
-    def _quietly(self) -> None:
+    def _quietly(self) -> bool:
+        """Settle; whether somebody is expected who is not seen yet."""
         try:
             self.settle()
+            return any(map(self._is_unseen, self.uses()))
         except VolkitError as error:
             _log.warning("the uses of volumes cannot be settled: %s", error.message)
+            return False
 
     def _settled(self, use: Use) -> bool:
         try:
             with self._engine.locks.hold(key("use", use.volume_id), wait=0):
                 record = self._record(use.volume_id)
-                if record is None or record["since"] != use.since or is_held(record, taken_mounts()):
+                if record is None or record["since"] != use.since or _is_held(record):
                     return False
                 mounted = mounts.is_mount_point(record["path"])
-                if record["holders"] and mounted and not can_see_everybody():
+                if record["holders"] and mounted and not namespaces.can_see_everybody():
                     return False
                 self._down(use.volume_id, record, r.Call())
         except Aborted:
@@ -258,14 +273,31 @@ class Uses:
         _log.info("volume %r was used by nobody any more", use.name)
         return True
 
+    def _may_be_starting(self, volume_id: str, record: Mapping[str, Any]) -> bool:
+        """May a daemon still be starting what began last?"""
+        seen = self._seen.get(volume_id) == record["since"]
+        return time.time() - float(record["since"]) < (
+            min(SEEN_SECONDS, GRACE_SECONDS) if seen else GRACE_SECONDS
+        )
+
+    def _is_unseen(self, use: Use) -> bool:
+        seen = self._seen.get(use.volume_id) == use.since
+        return bool(use.holders) and not seen and time.time() - use.since < GRACE_SECONDS
+
+    def _is_nobodys(self, volume_id: str, record: Mapping[str, Any]) -> bool:
+        """Is it seen that nobody has it, and can nobody be starting?"""
+        if self._may_be_starting(volume_id, record) or not namespaces.can_see_everybody():
+            return False
+        return not _is_held(record)
+
     @staticmethod
     def _held_for_long(record: Mapping[str, Any]) -> bool:
         """Does another mount namespace have it, also a moment later, when one that ends is gone?"""
         for pause in (0.05, 0.2, 0.5):
-            if not is_held(record, taken_mounts()):
+            if not _is_held(record):
                 return False
             time.sleep(pause)
-        return is_held(record, taken_mounts())
+        return _is_held(record)
 
     # -- the way up and down
 
@@ -324,6 +356,7 @@ class Uses:
 
     def _down(self, volume_id: str, record: Mapping[str, Any], call: r.Call) -> None:
         carrying.down(self._engine, volume_id, target=record["path"], staging=record["staging"], call=call)
+        self._seen.pop(volume_id, None)
         self._engine.node_journal.write(Delete(key("use", volume_id)), durable=False)
         if self._shared:
             entry = self._engine.journal.get(key("node-of", volume_id))
@@ -342,58 +375,11 @@ def _use(volume_id: str, record: Mapping[str, Any]) -> Use:
     return Use(volume_id=volume_id, **{one: record[one] for one in ("name", "path", "holders", "since")})
 
 
-def _is_young(since: float) -> bool:
-    """May a daemon still be starting what began then?"""
-    return time.time() - since < GRACE_SECONDS
+def _holders(record: Mapping[str, Any], elsewhere: namespaces.Elsewhere) -> int:
+    """How many mount namespaces really have it."""
+    copies = ["/" + "/".join(record[one].split("/")[-2:]) for one in ("path", "staging")]
+    return namespaces.count_holders(record["path"], elsewhere, copies=copies)
 
 
-def _is_nobodys(record: Mapping[str, Any]) -> bool:
-    """Is it seen that nobody has it, and too late for anybody to be starting?"""
-    return not _is_young(record["since"]) and can_see_everybody() and not is_held(record, taken_mounts())
-
-
-def is_held(record: Mapping[str, Any], taken: Mapping[tuple[int, int], list[mounts.Mount]]) -> bool:
-    """Is the file system that is mounted at its path mounted in another mount namespace too, at another place?
-
-    At the same place it is only a copy, as each service of systemd with a namespace of its own has one; below
-    another root too, as the host has one of a managed plugin's.
-    """
-    here = mounts.mount_at(record["path"])
-    if here is None:
-        return False
-    own = tuple("/" + "/".join(record[one].split("/")[-2:]) for one in ("path", "staging"))
-    root = here.root.rstrip("/")
-    return any(
-        (mount.root == here.root or mount.root.startswith(f"{root}/")) and not mount.mount_point.endswith(own)
-        for mount in taken.get(here.device, ())
-    )
-
-
-def taken_mounts() -> dict[tuple[int, int], list[mounts.Mount]]:
-    """The mounts of all mount namespaces that are not this process's, by device."""
-    found: dict[tuple[int, int], list[mounts.Mount]] = {}
-    for table in other_namespaces():
-        for mount in table:
-            found.setdefault(mount.device, []).append(mount)
-    return found
-
-
-def can_see_everybody() -> bool:
-    """Does this process see the mount namespaces of all others (the host's pid namespace, and its root)?"""
-    try:
-        return os.readlink("/proc/self/ns/pid") == _HOST_PIDS and os.geteuid() == 0
-    except OSError:
-        return False
-
-
-def other_namespaces() -> Iterator[list[mounts.Mount]]:
-    """The mount table of each mount namespace that is not this process's, read through one process of it."""
-    seen = {os.readlink("/proc/self/ns/mnt")}
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(OSError):
-            namespace = os.readlink(f"/proc/{name}/ns/mnt")
-            if namespace in seen:
-                continue
-            table = Path(f"/proc/{name}/mountinfo").read_bytes()
-            seen.add(namespace)
-            yield mounts.parse_mountinfo(table)
+def _is_held(record: Mapping[str, Any]) -> bool:
+    return _holders(record, namespaces.mounts_elsewhere()) > 0

@@ -1,64 +1,69 @@
-"""Namespaces: root without being root.
+"""Who else has something mounted: the mount tables of all the other mount namespaces of this machine.
 
 ```python
-namespaces.become_root()  # the mounts of this process and its children are theirs alone, from now on
+taken = namespaces.mounts_elsewhere()
+namespaces.count_holders("/var/lib/acme/mounts/v1", taken)  # how many containers have what is mounted there
 ```
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
-from typing import Final
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
 
-from volkit.errors import FailedPrecondition
-from volkit.host import mounts
-from volkit.host._syscalls import check, function
+from volkit.host.mounts import Mount, mount_at, parse_mountinfo
 
-__all__ = ["become_root"]
+_HOST_PIDS = "pid:[4026531836]"  # include/linux/proc_ns.h, PROC_PID_INIT_INO
 
-_CLONE_NEWNS: Final = 0x00020000
-_CLONE_NEWUSER: Final = 0x10000000
-_SWITCHES: Final = (
-    ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
-    ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
-    (
-        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-        "1",
-        "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
-    ),
-)
-_unshare: Final = function("unshare", ctypes.c_int)
+Elsewhere: TypeAlias = Mapping[tuple[int, int], Sequence[Sequence[Mount]]]
+"""By device, and for each mount namespace: its mounts of it."""
 
 
-def become_root() -> None:
-    """Puts this process into a user and a mount namespace of its own, in which it is root (user_namespaces(7)): it can
-    mount, and nobody else sees it; when it and its children end, the mounts are gone. Its files stay the user's.
-
-    To be called while it has one thread. Raises FailedPrecondition with the switch to turn where the kernel refuses.
-    """
-    uid, gid = os.geteuid(), os.getegid()
+def can_see_everybody() -> bool:
+    """Does this process see the mount namespaces of all others (the host's pid namespace, and its root)?"""
     try:
-        check(_unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "unshare")
-        for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-            with open(f"/proc/self/{file}", "w", encoding="ascii") as mapping:
-                mapping.write(text)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            raise FailedPrecondition(
-                "a process with several threads cannot enter a user namespace"
-            ) from error
-        raise FailedPrecondition(f"no user namespace can be made ({error.strerror}): {_why_not()}") from error
-    mounts.set_propagation("/", "private", recursive=True)
+        return os.readlink("/proc/self/ns/pid") == _HOST_PIDS and os.geteuid() == 0
+    except OSError:
+        return False
 
 
-def _why_not() -> str:
-    for path, off, how in _SWITCHES:
-        try:
-            with open(path, encoding="ascii") as file:
-                if file.read().strip() == off:
-                    return f"they are off on this machine; run `{how}` as root"
-        except OSError:
-            continue
-    return "a container or a seccomp filter forbids them; run it as root"
+def mounts_elsewhere() -> Elsewhere:
+    """The mounts of each mount namespace that is not this process's, read through one process of it."""
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    found: dict[tuple[int, int], list[list[Mount]]] = {}
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            namespace = os.readlink(f"/proc/{name}/ns/mnt")
+            if namespace in seen:
+                continue
+            table = parse_mountinfo(Path(f"/proc/{name}/mountinfo").read_bytes())
+            seen.add(namespace)
+            devices: dict[tuple[int, int], list[Mount]] = {}
+            for mount in table:
+                devices.setdefault(mount.device, []).append(mount)
+            for device, mounts in devices.items():
+                found.setdefault(device, []).append(mounts)
+    return found
+
+
+def count_holders(path: str, elsewhere: Elsewhere, *, copies: Sequence[str] = ()) -> int:
+    """How many other mount namespaces have what is mounted at `path` here, at another place; 0 where nothing is.
+
+    At a place that ends like one of `copies` it is only a copy, as each service of systemd with a namespace of its own
+    has one; below another root too, as the host has one of a managed plugin's.
+    """
+    here = mount_at(path)
+    if here is None:
+        return 0
+    root, own = here.root.rstrip("/"), tuple(copies)
+    return sum(
+        any(
+            (mount.root == here.root or mount.root.startswith(f"{root}/"))
+            and not (own and mount.mount_point.endswith(own))
+            for mount in mounts
+        )
+        for mounts in elsewhere.get(here.device, ())
+    )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import volkit
-from volkit.host import namespaces
+from volkit.host import rootless
 from volkit_csi.child import Driver, Failed, expect
 from volkit_csi.client import CallError, Client
 from volkit_csi.lean import csi_pb2 as pb
@@ -77,7 +77,7 @@ def main(
 def become_root() -> str:
     """In a user namespace of this process's own; returns why that is not possible, or ""."""
     try:
-        namespaces.become_root()
+        rootless.become_root()
     except volkit.VolkitError as error:
         return f"without root it needs a user namespace, and {error.message}"
     return ""

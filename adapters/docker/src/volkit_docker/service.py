@@ -39,10 +39,15 @@ Answer = dict[str, Any]
 
 
 class Service:
-    """One backend as a volume plugin. Volumes are mounted below `root`; thread-safe."""
+    """One backend as a volume plugin. Volumes are mounted below `root`; thread-safe.
 
-    def __init__(self, engine: Engine, root: Path) -> None:
+    A call waits `wait` seconds for another one of its volume, and at most as long as its caller waits: Docker takes an
+    error for the truth.
+    """
+
+    def __init__(self, engine: Engine, root: Path, *, wait: float = LONG_SECONDS) -> None:
         self.engine = engine
+        self._wait = wait
         self.uses = Uses(engine, root)
         self.calls: Mapping[str, Callable[[Mapping[str, Any]], Answer]] = {
             "/Plugin.Activate": self.activate,
@@ -67,9 +72,10 @@ class Service:
         wanted = read(_options(request), self.engine.backend)
         refuse_unknown(wanted.parameters, self.engine.backend)
         source = wanted.source
-        call = _call(LONG_SECONDS)
+        call = self._call(LONG_SECONDS)
         if isinstance(source, volkit.CloneSource):
-            source = volkit.CloneSource(self._known(source.volume_id, call).id)
+            found = self._find(source.volume_id, call)  # by name; what is not there, the engine refuses
+            source = volkit.CloneSource(found.id) if found is not None else source
         create: CreateVolumeRequest[Any] = CreateVolumeRequest(
             name=name,
             parameters=wanted.parameters,
@@ -83,7 +89,7 @@ class Service:
 
     def remove(self, request: Mapping[str, Any]) -> Answer:
         name = _text(request, "Name")
-        call = _call(SHORT_SECONDS)
+        call = self._call(SHORT_SECONDS)
         volume = self._find(name, call)
         if volume is not None:
             self.uses.release(volume.id, call)
@@ -93,14 +99,14 @@ class Service:
 
     def mount(self, request: Mapping[str, Any]) -> Answer:
         name, who = _text(request, "Name"), _text(request, "ID")
-        call = _call(LONG_SECONDS)
+        call = self._call(LONG_SECONDS)
         volume = self._known(name, call)
         asked = self.uses.asked(volume.id, name)
         return {"Mountpoint": self.uses.begin(volume, name, who, asked, call), "Err": ""}
 
     def unmount(self, request: Mapping[str, Any]) -> Answer:
         name, who = _text(request, "Name"), _text(request, "ID")
-        call = _call(SHORT_SECONDS)
+        call = self._call(SHORT_SECONDS)
         used = self.uses.uses()
         volume_id = next((use.volume_id for use in used if name in (use.name, use.volume_id)), "")
         if (
@@ -111,17 +117,17 @@ class Service:
         return {"Err": ""}
 
     def path(self, request: Mapping[str, Any]) -> Answer:
-        volume = self._known(_text(request, "Name"), _call(SHORT_SECONDS))
+        volume = self._known(_text(request, "Name"), self._call(SHORT_SECONDS))
         return {"Mountpoint": self.uses.path(volume.id), "Err": ""}
 
     def get(self, request: Mapping[str, Any]) -> Answer:
         name = _text(request, "Name")
-        volume = self._known(name, _call(SHORT_SECONDS))
+        volume = self._known(name, self._call(SHORT_SECONDS))
         path, created = self.uses.path(volume.id), self.uses.created(volume.id)
         return {"Volume": {**_entry(name, path, created), "Status": self._status(volume, path)}, "Err": ""}
 
     def listing(self, request: Mapping[str, Any]) -> Answer:
-        call = _call(SHORT_SECONDS)
+        call = self._call(SHORT_SECONDS)
         names = dict(self.engine.provisioning.names()) if self.engine.provisioning else {}
         if "list_volumes" in self.engine.operations:
             named = {id_: name for name, id_ in names.items()}
@@ -134,6 +140,9 @@ class Service:
         return {"Volumes": found, "Err": ""}
 
     # -- looking
+
+    def _call(self, seconds: float) -> Call:
+        return Call(deadline=time.monotonic() + seconds, wait=min(self._wait, seconds))
 
     def _find(self, name: str, call: Call) -> Volume | None:
         """The volume of this name, or of this id, as an administrator's has; None where it is proven to be none. What
@@ -178,7 +187,7 @@ class Service:
         if path:
             request = volkit.NodeStatsRequest(volume_id=volume.id, volume_path=path)
             try:
-                usage = self.engine.run("node_stats", request, _call(5.0)).usage
+                usage = self.engine.run("node_stats", request, self._call(5.0)).usage
             except volkit.VolkitError as error:
                 status["used"] = f"not known: {error.message}"
             else:
@@ -188,11 +197,6 @@ class Service:
 
 def _entry(name: str, mountpoint: str, created: str) -> Answer:
     return {"Name": name, "Mountpoint": mountpoint, **({"CreatedAt": created} if created else {})}
-
-
-def _call(seconds: float) -> Call:
-    """A call that waits for others to its own end: Docker takes an error for the truth, and waits for an answer."""
-    return Call(deadline=time.monotonic() + seconds, wait=seconds)
 
 
 def _text(request: Mapping[str, Any], field: str) -> str:

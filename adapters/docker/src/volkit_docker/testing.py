@@ -9,8 +9,8 @@ class TestAcmeOverDocker(DockerSuite):
 What Docker has goes by its calls, over HTTP on a real socket: Create, Get, List, Remove, and Mount and Unmount, which
 go the whole way up and down; the steps of it that a case takes one by one are then repeats. What Docker has not
 (secrets, an upper limit of a size, snapshots, raw block devices, an access mode of the caller's choice, a second
-target) goes to the engine. An answer has no code, only a sentence: the error behind it is looked up in this process,
-and the sentence has to be its own. So has what Get and List tell: it must be what the engine knows.
+target) goes to the engine. An answer has no code, only a sentence: the error behind it is looked up in this
+process, and the sentence has to be its own. What Get and List tell has to be what the engine knows.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class DockerDriver:
         self._directory = tempfile.mkdtemp(prefix="volkit-")  # a socket's path has at most 107 characters
         self._known = _KNOWN.setdefault(str(engine.state_dir), {})
         self._kept = _Kept(engine)
-        service = Service(cast("Engine", self._kept), Path(self._directory, "mounts"))
+        service = Service(cast("Engine", self._kept), Path(self._directory, "mounts"), wait=2.0)
         service.uses = self._uses = _Uses(engine, Path(self._directory))
         self._app = _Told(service)
         self._socket = f"{self._directory}/docker.sock"
@@ -182,7 +182,7 @@ class DockerDriver:
         if options is None:
             return self._engine.run("create_volume", request)
         self._call("Create", Name=request.name, Opts=options)
-        volume = self._kept.made.pop(request.name)
+        volume = self._kept.made[request.name]
         self._known[volume.id] = request.name
         return volume
 
@@ -201,7 +201,9 @@ class DockerDriver:
         page = self._engine.run("list_volumes", request)
         if not (request.limit or request.token):
             shown = self._call("List")["Volumes"]
-            names = {self._name(entry.volume.id) or entry.volume.id for entry in page.entries}
+            ids = [entry.volume.id for entry in page.entries]
+            assert self._engine.provisioning is not None
+            names = {self._engine.provisioning.name_of(one) or one for one in ids}
             assert {one["Name"] for one in shown} >= names
         return page
 

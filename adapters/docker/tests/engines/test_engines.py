@@ -101,30 +101,52 @@ def test_a_plugin_that_is_away_makes_no_local_volume(docker: Docker, plugin: Plu
 
 
 def test_a_managed_plugin(docker: Docker, tmp_path: Path) -> None:
+    """It is created, used, upgraded with a container running, and removed. Without a registry, an upgrade is to remove
+    it and to create the new one: what it knows is in the state directory, which is the host's.
+    """
     output = tmp_path / "bundle"
     bundle.make("loop", output, ["pool=/var/lib/volkit/state/pool"])
     state = tmp_path / "state"
     (state / "pool").mkdir(parents=True)
     name = "volkit/loop:test"
-    docker.ok("plugin", "create", name, str(output))
-    try:
+
+    def install() -> None:
+        docker.ok("plugin", "create", name, str(output))
         docker.ok("plugin", "set", name, f"state.source={state}")
         docker.ok("plugin", "enable", name)
+
+    run = ("run", "--network", "none", "-v", "m1:/data")
+    install()
+    try:
         docker.ok("volume", "create", "-d", name, "-o", "size=16Mi", "m1")
-        docker.ok(
-            "run", "--rm", "--network", "none", "-v", "m1:/data", "bb:1", "sh", "-c", "echo kept > /data/file"
-        )
+        docker.ok(*run, "--rm", "bb:1", "sh", "-c", "echo kept > /data/file")
         inspect = ("volume", "inspect", "-f", "{{.Status.state}}", "m1")
         wait_until("it is unmounted", lambda: docker.ok(*inspect) == "created")
         docker.ok("plugin", "disable", "-f", name)
         docker.ok("plugin", "enable", name)
+        assert docker.ok(*run, "--rm", "bb:1", "cat", "/data/file") == "kept"
+
+        docker.ok(*run, "-d", "--name", "one", "bb:1", "sleep", "1000")
         assert (
-            docker.ok("run", "--rm", "--network", "none", "-v", "m1:/data", "bb:1", "cat", "/data/file")
-            == "kept"
-        )
+            docker.run("plugin", "upgrade", "--skip-remote-check", name).returncode != 0
+        )  # there is no registry
+        config = json.loads((output / "config.json").read_text())
+        (output / "config.json").write_text(json.dumps({**config, "description": "the next one"}))
+        docker.ok("plugin", "rm", "-f", name)
+        assert docker.ok("exec", "one", "cat", "/data/file") == "kept"
+        install()
+        assert docker.ok("plugin", "inspect", "-f", "{{.Config.Description}}", name) == "the next one"
+        docker.ok("exec", "one", "sh", "-c", "echo newer > /data/file")
+        assert docker.ok(*run, "--rm", "bb:1", "cat", "/data/file") == "newer"
+        docker.ok("exec", "one", "sh", "-c", "echo last > /data/file")
+        docker.ok("rm", "-f", "one")
+        assert docker.ok(*run, "--rm", "bb:1", "cat", "/data/file") == "last"
+        wait_until("it is unmounted", lambda: docker.ok(*inspect) == "created")
         docker.ok("volume", "rm", "m1")
+        assert list((state / "pool").rglob("*.img")) == []
         docker.ok("plugin", "disable", name)
     finally:
+        docker.run("rm", "-f", "one")
         docker.run("plugin", "disable", "-f", name)
         docker.run("plugin", "rm", "-f", name)
 

@@ -33,7 +33,7 @@ def test_nobody_becomes_root_and_mounts_what_only_he_sees() -> None:
 import ctypes, encodings.ascii  # while they can be read
 os.setgroups([]); os.setresgid({NOBODY}, {NOBODY}, {NOBODY}); os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
 ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE, as after an exec: or /proc/self is still root's
-namespaces.become_root()
+rootless.become_root()
 assert os.geteuid() == os.getegid() == 0
 os.mkdir("{place}/from"); os.mkdir("{place}/to")
 mounts.bind("{place}/from", "{place}/to", options=["noexec"])
@@ -58,7 +58,7 @@ import threading
 over = threading.Event()
 threading.Thread(target=over.wait).start()
 try:
-    namespaces.become_root()
+    rootless.become_root()
 finally:
     over.set()
 """)
@@ -69,6 +69,6 @@ finally:
 @pytest.mark.needs("unshare")
 def test_where_they_are_off_the_switch_is_said() -> None:
     off = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
-    done = run("namespaces.become_root()", "unshare", "--user", "--map-root-user", "sh", "-c", off, "sh")
+    done = run("rootless.become_root()", "unshare", "--user", "--map-root-user", "sh", "-c", off, "sh")
     assert "no user namespace can be made" in done.stderr
     assert "sysctl user.max_user_namespaces=10000" in done.stderr

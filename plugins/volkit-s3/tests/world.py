@@ -28,7 +28,9 @@ class World:
         self.engine = self.process()
 
     def process(self) -> Engine:
-        self.engine = Engine(S3Backend, self.settings, state_dir=self.base / "state", node_id=self.node_id)
+        self.engine = Engine(
+            S3Backend, self.settings, state_dir=self.base / "state", node_id=self.node_id
+        )
         return self.engine
 
     def create(self, name: str, source: str = "", **parameters: str) -> Volume:
@@ -42,9 +44,7 @@ class World:
         return made
 
     def get(self, volume_id: str) -> Volume:
-        found: requests.VolumeEntry = self.engine.run(
-            "get_volume", requests.GetVolumeRequest(volume_id=volume_id)
-        )
+        found: requests.VolumeEntry = self.engine.run("get_volume", requests.GetVolumeRequest(volume_id=volume_id))
         return found.volume
 
     def delete(self, volume_id: str) -> None:
@@ -76,9 +76,7 @@ class World:
 
     def unpublish(self, volume_id: str, pod: str = "p1") -> None:
         path = str(self.target(pod))
-        self.engine.run(
-            "node_unpublish", requests.NodeUnpublishRequest(volume_id=volume_id, target_path=path)
-        )
+        self.engine.run("node_unpublish", requests.NodeUnpublishRequest(volume_id=volume_id, target_path=path))
 
     def stats(self, volume_id: str, pod: str = "p1") -> requests.NodeStats:
         path = str(self.target(pod))

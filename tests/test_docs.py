@@ -249,6 +249,13 @@ def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     run_page(page, tmp_path, monkeypatch)
 
 
+def test_the_tables_of_options_are_current() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "ci/options.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_few_blocks_are_only_shown() -> None:
     shown = [
         f"{block.place}: {block.attributes.get('why')}"

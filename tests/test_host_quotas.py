@@ -47,16 +47,15 @@ def place(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def write(path: Path, size: int) -> int:
-    """0, or the number of the error."""
-    try:
-        with path.open("wb") as file:
-            for _ in range(size // MIB):
-                file.write(os.urandom(MIB))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        return error.errno or -1
-    return 0
+    """0, or the number of the error; as a container does, without the capability that ext4's quotas yield to."""
+    command = ["setpriv", "--bounding-set=-sys_resource", "dd", "if=/dev/urandom", f"of={path}", "bs=1M"]
+    command += [f"count={size // MIB}", "conv=fsync"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+    )
+    if done.returncode == 0:
+        return 0
+    return next(one for one in (errno.EDQUOT, errno.ENOSPC) if os.strerror(one) in done.stderr)
 
 
 def sync(point: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volkit import MAX_BYTES, InvalidArgument, NoOptions, Size, format_size, option, parse_size
+from volkit import MAX_BYTES, InvalidArgument, Mode, NoOptions, Size, format_size, option, parse_size
 from volkit.options import declared, read, read_fields
 
 UNITS = {"": 1, "k": 1000, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4, "P": 1000**5, "E": 1000**6}
@@ -270,3 +270,20 @@ def test_no_mapping_makes_it_fail_in_another_way(values: dict[str, str]) -> None
         return
     assert value.pool.is_absolute()
     assert 1 <= value.count <= 9
+
+
+@attrs.frozen
+class WithMode:
+    mode: Mode = option(default="0750")
+
+
+@pytest.mark.parametrize(("text", "mode"), [("0755", 0o755), ("777", 0o777), ("1777", 0o1777), ("000", 0)])
+def test_permissions_are_octal(text: str, mode: int) -> None:
+    assert read(WithMode, {"mode": text}).mode == mode
+    assert read(WithMode, {}).mode == 0o750
+
+
+@pytest.mark.parametrize("text", ["", "7", "0o755", "u+x", "888", "07777 7", "77777", "-755", "٧٥٥"])
+def test_what_is_no_octal_permissions_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="octal"):
+        read(WithMode, {"mode": text})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from volkit import requests as r
 from volkit.backend import Backend, Limits
@@ -457,6 +457,25 @@ def test_a_reader_stages_read_only(disk: World, files: World) -> None:
         world.publish(READER)
         assert world is files or content(world.target) == "content"
         world.unpublish()
+        world.unstage()
+
+
+def test_a_group_gets_what_is_published_where_the_backend_can(files: World, disk: World) -> None:
+    group, other = (evolve(MOUNT, volume_mount_group=gid) for gid in ("2000", "2001"))
+    for world in (files, disk):
+        world.stage(group)
+        fill(world.staging)
+        world.publish(group, readonly=True)  # nothing is changed for who only reads
+        assert os.stat(f"{world.target}/file").st_gid == 0
+        world.unpublish()
+        world.stage(other)  # the group is the pod's: it is the same stage
+        world.publish(other)
+        expected = 2001 if world is files else 0
+        assert os.stat(f"{world.target}/file").st_gid == os.stat(world.target).st_gid == expected
+        world.unpublish()
+        for gid in ("staff", "-1", str(2**32 - 1), "1" * 11):
+            with pytest.raises(InvalidArgument, match="volume_mount_group"):
+                world.publish(evolve(MOUNT, volume_mount_group=gid))
         world.unstage()
 
 

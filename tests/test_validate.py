@@ -181,3 +181,17 @@ def test_a_hostile_key_costs_no_time() -> None:
     for key in ("a." * 50_000, "-" * 100_000, "kubernetes.io." * 10_000):
         validate.split_metadata({key: ""})
     assert time.monotonic() - begin < 1
+
+
+@pytest.mark.parametrize("flag", ["dev", "context", "context=secret", "RO", "noexec,dev", " ro"])
+def test_a_mount_flag_that_is_not_allowed_is_refused_and_not_told(flag: str) -> None:
+    def check(*flags: str, allowed: frozenset[str] | None) -> None:
+        capability = Capability(mount_flags=flags)
+        validate.check_capability(capability, FileVolume, modes=ALL_MODES, fs_types=(), mount_flags=allowed)
+
+    check("ro", "noexec", allowed=frozenset({"ro", "noexec"}))
+    check("uid=7", allowed=frozenset({"uid"}))
+    check(flag, allowed=None)
+    with pytest.raises(InvalidArgument, match="allowed are noexec, ro") as caught:
+        check("ro", flag, allowed=frozenset({"ro", "noexec"}))
+    assert "secret" not in str(caught.value)

@@ -33,6 +33,7 @@ from volkit.interfaces import (
     ListsPublished,
     ListsSnapshots,
     Modifies,
+    MountsForGroup,
     Node,
     Publishes,
     ReportsCapacity,
@@ -330,7 +331,7 @@ class MemoryController(
         return self.array.size - sum(stored.volume.capacity for stored in self.array.volumes.values())
 
 
-class MemoryNode(Node[MemorySettings]):
+class MemoryNode(Node[MemorySettings], MountsForGroup):
     """Publishes a directory per volume."""
 
     def connect(self, request: ConnectRequest) -> Connection:

@@ -17,7 +17,8 @@ def explain(
     """The driver's default name, what its `init` answers, and what it leaves to kubelet."""
     attaches = controller is not None and issubclass(controller, volkit.Publishes)
     expands = controller is not None and issubclass(controller, volkit.Expands)
-    init = capabilities(backend, attaches=attaches, expands=expands)
+    per_pod = backend.node is not None and issubclass(backend.node, volkit.ConnectsPerPod)
+    init = capabilities(backend, attaches=attaches, expands=expands, per_pod=per_pod)
     return {
         "driver name": f"VENDOR/{backend.name}",
         "init": [f"{key}: {str(value).lower()}" for key, value in init.items()],

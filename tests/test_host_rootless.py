@@ -20,7 +20,7 @@ def run(script: str, *before: str) -> subprocess.CompletedProcess[str]:
         *before,
         sys.executable,
         "-c",
-        f"from volkit.host import mounts, namespaces\nimport os\n{script}",
+        f"from volkit.host import mounts, rootless\nimport os\n{script}",
     ]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 

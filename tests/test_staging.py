@@ -1269,6 +1269,37 @@ def test_usage_of_a_file_system(disk: World) -> None:
     assert not disk.stats().health.abnormal
 
 
+def test_stats_and_growth_where_kubelet_bound_it(disk: World) -> None:
+    """Kubelet binds the node of a raw volume once more, and asks there."""
+    disk.stage(RAW)
+    disk.publish(RAW)
+    copy, foreign = disk.base / "pods/copy", disk.base / "pods/foreign"
+    for place, node in ((copy, disk.target), (foreign, "/dev/loop-control")):
+        place.touch()
+        mounts.bind(node, str(place))
+    assert disk.stats(str(copy)).usage.total == 16 * MIB
+    disk.image(32)
+    assert disk.expand(32 * MIB, path=str(copy)) == 32 * MIB
+    for path in (foreign, disk.base / "pods/nothing"):
+        with pytest.raises(NotFound):
+            disk.stats(str(path))
+
+
+def test_stats_where_somebody_bound_a_file_system(disk: World) -> None:
+    disk.stage()
+    disk.publish()
+    copy, below = disk.base / "pods/copy", Path(disk.target, "below")
+    for place in (copy, below):
+        place.mkdir()
+    mounts.bind(disk.target, str(copy))
+    assert disk.stats(str(copy)).usage.total > 8 * MIB
+    mounts.unmount(str(copy))
+    mounts.bind(str(disk.base / "images"), str(copy))
+    for path in (copy, below):
+        with pytest.raises(NotFound):
+            disk.stats(str(path))
+
+
 def test_what_is_not_there_has_no_usage(any_world: tuple[World, Capability]) -> None:
     world, capability = any_world
     with pytest.raises(NotFound):

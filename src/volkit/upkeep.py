@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from volkit import requests, validate
-from volkit.errors import FailedPrecondition, NotFound, OutOfRange, VolkitError
+from volkit.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, VolkitError
 from volkit.guard import call_backend
 from volkit.host import apart, devices, filesystems, fuse, mounts
 from volkit.interfaces import ReportsTopology
@@ -86,14 +86,28 @@ class Upkeep:
             self._state.record(key("target", volume_id, path)),
         )
         record = published if self._state.per_pod else staged
-        at_stage = bool(staged and staged["path"] == path and self._state.really_staged(staged))
-        if (
-            not record
-            or not record.get("connection")
-            or not (at_stage or (published and mounts.is_mount_point(path)))
-        ):
+        if not record or not record.get("connection") or not self._is_at(path, staged, published):
             raise NotFound(f"volume {volume_id!r} is not at {path!r} on this node")
         return record
+
+    def _is_at(
+        self, path: str, staged: Mapping[str, Any] | None, published: Mapping[str, Any] | None
+    ) -> bool:
+        """Is the volume really there: staged, published, or where somebody bound it, as kubelet does with the node of a
+        raw block volume and asks for its usage there?
+        """
+        if published and mounts.is_mount_point(path):
+            return True
+        if not staged or not self._state.really_staged(staged):
+            return False
+        if staged["path"] == path:
+            return True
+        if is_raw(staged):
+            return devices.number(path) == devices.number(staged["connection"]["device"])
+        try:
+            return mounts.is_mount_point(path) and mounts.same_mount(staged["path"], path)
+        except InvalidArgument:  # it can be no path
+            return False
 
     def node_info(self, request: requests.NodeInfoRequest, call: requests.Call) -> requests.NodeInfo:
         info: requests.NodeInfo = call_backend(lambda _: self._state.node.info(), request, requests.NodeInfo)

@@ -104,6 +104,27 @@ def test_a_bind_of_a_volume_elsewhere_is_foreign(node: World, capability: Capabi
     assert volume in found.what
 
 
+def test_what_kubelet_binds_is_its_own(node: World) -> None:
+    """For a container's subPath, and of a raw volume's node; once unpublished, it was forgotten there."""
+    kubelet, capabilities = node.base / "kubelet", {"mounted": MOUNTED, "raw": RAW}
+    target = {"mounted": kubelet / "pods/u1/volumes/kubernetes.io~csi/pv1/mount"}
+    target["raw"] = kubelet / "plugins/kubernetes.io/csi/volumeDevices/publish/pv2/u1"
+    copy = {"mounted": kubelet / "pods/u1/volume-subpaths/pv1/c/0"}
+    copy["raw"] = kubelet / "plugins/kubernetes.io/csi/volumeDevices/pv2/dev/u1"
+    for name, capability in capabilities.items():
+        volume = node.create(name, capability=capability)
+        node.stage(volume, capability)
+        target[name].parent.mkdir(parents=True)
+        node.publish(volume, capability, str(target[name]))
+        copy[name].parent.mkdir(parents=True)
+        copy[name].touch() if name == "raw" else copy[name].mkdir()
+        mounts.bind(str(target[name]), str(copy[name]))
+        assert node.findings() == []
+        node.unpublish(volume, str(target[name]))
+        assert foreign(node.one()) == str(copy[name])
+        mounts.unmount(str(copy[name]))
+
+
 def test_an_administrator_moved_the_directory_by_a_link(node: World) -> None:
     """The mount table knows the paths without the link."""
     for name in ("kubelet", "pods"):

@@ -56,17 +56,17 @@ class World:
         )
         self.engine.run("node_stage", request)
 
-    def publish(self, volume_id: str, capability: Capability = MOUNTED) -> None:
+    def publish(self, volume_id: str, capability: Capability = MOUNTED, target: str = "") -> None:
         request = r.NodePublishRequest(
             volume_id=volume_id,
             staging_target_path=self.staging(volume_id),
-            target_path=self.target(volume_id),
+            target_path=target or self.target(volume_id),
             capability=capability,
         )
         self.engine.run("node_publish", request)
 
-    def unpublish(self, volume_id: str) -> None:
-        request = r.NodeUnpublishRequest(volume_id=volume_id, target_path=self.target(volume_id))
+    def unpublish(self, volume_id: str, target: str = "") -> None:
+        request = r.NodeUnpublishRequest(volume_id=volume_id, target_path=target or self.target(volume_id))
         self.engine.run("node_unpublish", request)
 
     def unstage(self, volume_id: str) -> None:

@@ -8,8 +8,10 @@ touched: it may be somebody else's, or in use in a pod. A staging directory is t
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 from volkit.doctor.finding import ANSWER_SECONDS, Finding, ask_apart, hangs, settling, unmount_command
 from volkit.doctor.node import Exclusive, Place, Places, Siblings, Table, is_remote
@@ -21,6 +23,9 @@ from volkit.host.mounts import Mount
 from volkit.journal import key
 from volkit.model import BlockConnection, FuseConnection
 from volkit.recovery import described
+
+_SUB_PATH: Final = re.compile(r"(.+/pods/[^/]+)/volume-subpaths/.+")
+_DEVICE: Final = re.compile(r"(.+/volumeDevices)/([^/]+)/dev(/[^/]+)")
 
 
 def examine_places(engine: Engine, table: Table) -> Iterator[Finding]:
@@ -61,12 +66,26 @@ def _strangers(places: Places, table: Table) -> Iterator[tuple[str, tuple[str, M
             what = f"{_called(mount)} is mounted at {mount.mount_point}, inside volume {holder.volume_id}"
             yield what, (holder.volume_id, mount)
         elif (shown := exclusive.shown(mount)) is not None:
+            if _is_kubelets(
+                mount.mount_point, [at for at, one in known.items() if one.volume_id == shown.volume_id]
+            ):
+                continue
             what = f"volume {shown.volume_id} is mounted at {mount.mount_point} too, by somebody else"
             yield what, (shown.volume_id, mount)
         elif mount.mount_point in siblings:
             place = f"{mount.mount_point}, beside staged volumes"
             what = f"{_called(mount)} is mounted at {place}, and no record tells of it"
             yield what, ("", mount)
+
+
+def _is_kubelets(path: str, published: Sequence[str]) -> bool:
+    """Is it one of kubelet's own binds of what is published there: for a container's subPath (pkg/volume/util/subpath),
+    or of a raw volume's node (pkg/volume/util/volumepathhandler)?
+    """
+    if found := _SUB_PATH.fullmatch(path):
+        return any(one.startswith(f"{found[1]}/volumes/") for one in published)
+    found = _DEVICE.fullmatch(path)
+    return found is not None and f"{found[1]}/publish/{found[2]}{found[3]}" in published
 
 
 def _called(mount: Mount) -> str:

@@ -111,7 +111,13 @@ def container(tmp_path: Path) -> Iterator[Callable[[str], None]]:
         file = tmp_path / "containers" / CONTAINER / "hostname"
         file.parent.mkdir(parents=True)
         file.write_text("box\n")
-        words = f"mount --bind {file} /etc/hostname && mount --bind {volume} {tmp_path}/box && echo up"
+        # a new namespace has copies of everybody's mounts, which would keep their devices busy: only ours stay
+        kept = f"/|/proc*|/sys*|/dev*|/etc/hostname|{tmp_path}/*"
+        words = (
+            f"mount --bind {file} /etc/hostname && mount --bind {volume} {tmp_path}/box && "
+            "for one in $(cut -d' ' -f5 /proc/self/mountinfo); do "
+            f"case $one in {kept}) ;; *) umount -l $one 2>/dev/null;; esac; done; echo up"
+        )
         process = subprocess.Popen(
             ["unshare", "-m", "--propagation", "private", "sh", "-c", f"{words} && exec sleep 600"],
             stdout=subprocess.PIPE,

@@ -18,6 +18,7 @@ import pytest
 
 from volkit import cli, inventory, status
 from volkit import requests as r
+from volkit.cli.volumes import rounded
 from volkit.engine import Engine
 from volkit.errors import Unavailable
 from volkit.host import loop, mounts
@@ -247,6 +248,21 @@ def test_a_storage_that_is_away_is_a_note_and_the_rest_is_shown(
     ]
     assert found.notes == ["the storage cannot be looked at: no route to the array"]
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0"),
+        (4096, "4Ki"),
+        (16 * MIB, "16Mi"),
+        (47990071296, "44.7Gi"),
+        (1000 * MIB, "1000Mi"),
+        (1 << 63, "8192Pi"),
+    ],
+)
+def test_sizes_are_rounded_for_people(size: int, shown: str) -> None:
+    assert rounded(size) == shown
 
 
 # -- the commands --------------------------------------------------------------------------------------------

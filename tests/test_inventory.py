@@ -18,6 +18,7 @@ import pytest
 
 from volkit import cli, inventory, status
 from volkit import requests as r
+from volkit.cli.volumes import rounded
 from volkit.engine import Engine
 from volkit.errors import Unavailable
 from volkit.host import loop, mounts
@@ -111,7 +112,13 @@ def container(tmp_path: Path) -> Iterator[Callable[[str], None]]:
         file = tmp_path / "containers" / CONTAINER / "hostname"
         file.parent.mkdir(parents=True)
         file.write_text("box\n")
-        words = f"mount --bind {file} /etc/hostname && mount --bind {volume} {tmp_path}/box && echo up"
+        # a new namespace has copies of everybody's mounts, which would keep their devices busy: only ours stay
+        kept = f"/|/proc*|/sys*|/dev*|/etc/hostname|{tmp_path}/*"
+        words = (
+            f"mount --bind {file} /etc/hostname && mount --bind {volume} {tmp_path}/box && "
+            "for one in $(cut -d' ' -f5 /proc/self/mountinfo); do "
+            f"case $one in {kept}) ;; *) umount -l $one 2>/dev/null;; esac; done; echo up"
+        )
         process = subprocess.Popen(
             ["unshare", "-m", "--propagation", "private", "sh", "-c", f"{words} && exec sleep 600"],
             stdout=subprocess.PIPE,
@@ -241,6 +248,21 @@ def test_a_storage_that_is_away_is_a_note_and_the_rest_is_shown(
     ]
     assert found.notes == ["the storage cannot be looked at: no route to the array"]
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0"),
+        (4096, "4Ki"),
+        (16 * MIB, "16Mi"),
+        (47990071296, "44.7Gi"),
+        (1000 * MIB, "1000Mi"),
+        (1 << 63, "8192Pi"),
+    ],
+)
+def test_sizes_are_rounded_for_people(size: int, shown: str) -> None:
+    assert rounded(size) == shown
 
 
 # -- the commands --------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from xml.sax.saxutils import escape, quoteattr
 
+from volkit.cli.volumes import rounded
 from volkit.inventory import named_pods
-from volkit.options import format_size
 
 if TYPE_CHECKING:
     from volkit.inventory import Inventory, Item
@@ -24,7 +24,7 @@ _COLOURS: Final = {
     "node": "#ede7f6",
     "user": "#ffffff",
 }
-_LONGEST: Final = 42
+_LONGEST: Final = 40
 
 
 def draw(inventory: Inventory) -> str:
@@ -47,14 +47,14 @@ def draw(inventory: Inventory) -> str:
 
 
 def _called(item: Item) -> str:
-    size = f", {format_size(item.size)}" if item.size else ""
+    size = f", {rounded(item.size)}" if item.size else ""
     return f"{item.name or item.id}{size}"
 
 
 def _told(item: Item) -> str:
     lines = [f"id {item.id}", f"state {item.state}", *item.unfinished]
     if item.used is not None:
-        lines.append(f"used {format_size(item.used) if item.used else 0}")
+        lines.append(f"used {rounded(item.used)}")
     lines += [f"staged at {item.staged}"] if item.staged else []
     return "\n".join((*lines, *(f"published at {path}" for path in item.published)))
 

@@ -135,7 +135,6 @@ def _row(item: Item, node: str) -> tuple[str, ...]:
     from rich.markup import escape
 
     from volkit.inventory import named_pods
-    from volkit.options import format_size
 
     name = f"{item.name} ({item.id})" if item.name and item.name != item.id else item.id
     nodes = item.attached or ([node] if item.staged or item.published else [])
@@ -143,8 +142,19 @@ def _row(item: Item, node: str) -> tuple[str, ...]:
     if item.published and not users:
         users = item.published
     state = f"{item.state}, {', '.join(item.unfinished)}" if item.unfinished else item.state
-    used = "-" if item.used is None else format_size(item.used)
+    used = "-" if item.used is None else rounded(item.used)
     if item.used is not None and item.size:
         used += f" {item.used * 100 // item.size}%"
-    size = format_size(item.size) if item.size else "-"
+    size = rounded(item.size) if item.size else "-"
     return tuple(map(escape, (name, state, size, used, ", ".join(nodes) or "-", ", ".join(users) or "-")))
+
+
+def rounded(size: int) -> str:
+    """Bytes for people, in three figures: 16Mi, 44.7Gi."""
+    value, unit = float(size), ""
+    for unit in ("", "Ki", "Mi", "Gi", "Ti", "Pi"):
+        if value < 1024 or unit == "Pi":
+            break
+        value /= 1024
+    shown = f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    return f"{shown.removesuffix('.0')}{unit}"

@@ -169,9 +169,11 @@ def test_the_spec_is_what_docker_reads(tmp_path: Path) -> None:
     args = parser.parse([*files, "--spec-dir", str(tmp_path)], {})
     path = announce(args, "v", ("fd00::1", 9000))
     assert path == tmp_path / "v.json"
+    assert path is not None
     tls = {"InsecureSkipVerify": False, "CAFile": "/a", "CertFile": "/c", "KeyFile": "/d"}
     assert json.loads(path.read_text()) == {"Name": "v", "Addr": "https://[fd00::1]:9000", "TLSConfig": tls}
     args = parser.parse(["--spec-dir", str(tmp_path)], {})
     path = announce(args, "v", UnixSocket("/run/v.sock"))
     assert path == tmp_path / "v.spec"
+    assert path is not None
     assert path.read_text() == "unix:///run/v.sock\n"

@@ -223,7 +223,7 @@ class Docker:
         data = io.BytesIO()
         with tarfile.open(fileobj=data, mode="w") as tar:
             tar.add(busybox, "bin/busybox")
-            for name in ("sh", "cat", "sleep", "echo", "mount", "grep", "touch", "dd", "ls"):
+            for name in ("sh", "cat", "sleep", "echo", "mount", "grep", "touch", "dd", "ls", "rm"):
                 link = tarfile.TarInfo(f"bin/{name}")
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(link)

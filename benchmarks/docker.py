@@ -186,7 +186,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run")
     quick = parser.parse_args().quick
-    rounds, volumes, mounted = (20, 50, 10) if quick else (200, 1_000, 100)
+    rounds, volumes, mounted = (20, 50, 10) if quick else (100, 1_000, 100)
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
         sys.exit("run it as root: it mounts")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)

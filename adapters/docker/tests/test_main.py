@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
+import stat
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from volkit import Engine
+from volkit.sockets import UnixSocket
 from volkit.testing.memory import MemoryBackend, memory_settings
-from volkit_docker.main import run
+from volkit_docker.main import announce, make_parser, run
 from volkit_docker.server import App, Server
 from volkit_docker.service import Service
 
@@ -90,3 +95,85 @@ def test_tls_takes_only_clients_with_a_certificate(tmp_path: Path) -> None:
     finally:
         server.stop()
         engine.close()
+
+
+ACTIVATED = """
+import os, socket, sys
+made = socket.socket(socket.AF_UNIX)
+made.bind(sys.argv[1])
+made.listen()
+os.dup2(made.detach(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-m", "volkit_docker.main", *sys.argv[2:]])
+"""
+
+
+def test_a_socket_that_systemd_has_opened_is_served_and_left(tmp_path: Path) -> None:
+    """As systemd.socket(5) hands it over; it stays for the next start."""
+    path = str(tmp_path / "activated.sock")
+    (tmp_path / "pool").mkdir()
+    words = ["--backend", "loop", "-o", f"pool={tmp_path}/pool", "--state-dir", str(tmp_path / "state")]
+    process = subprocess.Popen([sys.executable, "-c", ACTIVATED, path, *words])
+    try:
+        request = (
+            b"POST /Plugin.Activate HTTP/1.1\r\nHost: \r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        end = time.monotonic() + 60
+        with socket.socket(socket.AF_UNIX) as caller:
+            while caller.connect_ex(path):
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            caller.sendall(request)
+            assert b"VolumeDriver" in b"".join(iter(lambda: caller.recv(4096), b""))
+        assert not Path("/run/docker/plugins/volkit-loop.sock").exists()
+        process.terminate()
+        assert process.wait(30) == 0
+        assert Path(path).exists()
+        assert not (tmp_path / "state/sockets").exists()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_socket_belongs_to_whom_it_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    engine = Engine(MemoryBackend, memory_settings(), state_dir=tmp_path / "state", node_id="n1")
+    server = Server(App(Service(engine, tmp_path / "mounts")), UnixSocket(str(path), 0o660, 0, 12345))
+    server.start()
+    server.serve_in_background()
+    try:
+        found = path.stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o660, 0, 12345)
+    finally:
+        server.stop()
+        engine.close()
+    assert not path.exists()
+
+
+def test_the_spec_is_what_docker_reads(tmp_path: Path) -> None:
+    """With TLS it names Docker's own certificate as well: without one the plugin would refuse it."""
+    parser = make_parser("volkit-docker")
+    files = (
+        "--tls-cert",
+        "s",
+        "--tls-key",
+        "k",
+        "--tls-ca",
+        "/a",
+        "--tls-client-cert",
+        "/c",
+        "--tls-client-key",
+        "/d",
+    )
+    args = parser.parse([*files, "--spec-dir", str(tmp_path)], {})
+    path = announce(args, "v", ("fd00::1", 9000))
+    assert path == tmp_path / "v.json"
+    assert path is not None
+    tls = {"InsecureSkipVerify": False, "CAFile": "/a", "CertFile": "/c", "KeyFile": "/d"}
+    assert json.loads(path.read_text()) == {"Name": "v", "Addr": "https://[fd00::1]:9000", "TLSConfig": tls}
+    args = parser.parse(["--spec-dir", str(tmp_path)], {})
+    path = announce(args, "v", UnixSocket("/run/v.sock"))
+    assert path == tmp_path / "v.spec"
+    assert path is not None
+    assert path.read_text() == "unix:///run/v.sock\n"

@@ -1,19 +1,21 @@
 """`volkit-docker bundle`: the directory that `docker plugin create` takes, made of what is installed here.
 
-The root file system is the running interpreter with its packages, the programs that the backend needs, and the shared
-libraries of all of them, as ldd names them: no registry is asked.
+The root file system is the running interpreter, the distributions that the plugin and the backend require, the programs
+that the backend needs, and the shared libraries of all of them, as ldd names them: no registry is asked.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,12 @@ PROGRAMS = (
 )
 """What is taken along where it is here."""
 
-CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_MKNOD", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_FOWNER")
+CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_MKNOD", "CAP_DAC_OVERRIDE")
+"""Beyond those that Docker gives anyway: to mount, and to look into other namespaces."""
+
 _LIBRARIES = ("libblkid.so.1", "libudev.so.1", "libmount.so.1")
 _SKIPPED = ("__pycache__", "test", "tests", "idlelib", "turtledemo", "ensurepip", "lib2to3", "tkinter")
+_PACKAGES = ("site-packages", "dist-packages")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,7 +74,7 @@ def make(backend: str, output: Path, options: Iterable[str] = ()) -> None:
     root = output / "rootfs"
     for directory in ("proc", "sys", "dev", "tmp", "run", "etc", "var/lib/volkit", "run/docker/plugins"):
         (root / directory).mkdir(parents=True)
-    _copy_python(root)
+    _copy_python(root, backend)
     _copy_programs(root)
     (output / "config.json").write_text(json.dumps(config(backend, options), indent=2) + "\n")
 
@@ -92,7 +97,7 @@ def config(backend: str, options: Iterable[str] = ()) -> dict[str, Any]:
         "interface": {"types": ["docker.volumedriver/1.0"], "socket": f"volkit-{backend}.sock"},
         # to mount, to look into other namespaces, to know the loop devices: see docs/docker.md
         "linux": {
-            "capabilities": ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_MKNOD", "CAP_DAC_OVERRIDE"],
+            "capabilities": list(CAPABILITIES),
             "allowAllDevices": True,
         },
         "mounts": [
@@ -113,21 +118,42 @@ def config(backend: str, options: Iterable[str] = ()) -> dict[str, Any]:
     }
 
 
-def _copy_python(root: Path) -> None:
-    """The interpreter, its standard library and every package that it imports from, at their own paths."""
-    places = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    places |= {Path(entry) for entry in sys.path if entry and Path(entry).is_dir()}
-    for place in sorted(places):
-        _copy_tree(place, root)
+def _copy_python(root: Path, backend: str) -> None:
+    """The interpreter, its standard library, and what the plugin and the backend are made of, at their own paths."""
+    for place in {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}:
+        _copy_tree(Path(place), root)
+    for one in _required(backend):
+        for file in one.files or ():
+            path = Path(os.path.normpath(str(one.locate_file(file))))
+            _copy_file(path, root)
+            if path.suffix == ".pth":  # of an editable one: where its sources are
+                for line in filter(os.path.isdir, path.read_text().splitlines()):
+                    _copy_tree(Path(line), root)
     for program in {Path(sys.executable), Path(sys.executable).resolve()}:
         _copy_file(program, root)
     config = Path(sys.prefix) / "pyvenv.cfg"
     if config.exists():
         _copy_file(config, root)
-    binaries = [Path(sys.executable).resolve()]
-    for place in places:
-        binaries += place.rglob("*.so*")
-    _copy_libraries(binaries, root)
+    _copy_libraries([Path(sys.executable).resolve(), *root.rglob("*.so*")], root)
+
+
+def _required(backend: str) -> list[Distribution]:
+    """The distributions of the plugin and of the backend, and all that these require here."""
+    wanted = ["volkit-docker"]
+    wanted += [one.dist.name for one in entry_points(group="volkit.backends", name=backend) if one.dist]
+    found: dict[str, Distribution] = {}
+    while wanted:
+        name = re.sub(r"[-_.]+", "-", wanted.pop()).lower()  # PEP 503
+        if name in found:
+            continue
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:  # for another platform, or another version of Python
+            continue
+        for line in found[name].requires or ():
+            if "extra ==" not in line and (match := re.match(r"[\w.-]+", line)):
+                wanted.append(match[0])
+    return list(found.values())
 
 
 def _copy_programs(root: Path) -> None:
@@ -167,5 +193,5 @@ def _copy_tree(path: Path, root: Path) -> None:
     target = root / str(path).lstrip("/")
     if not target.exists():
         shutil.copytree(
-            path, target, ignore=shutil.ignore_patterns(*_SKIPPED, "*.pyc", "*.a"), symlinks=False
+            path, target, ignore=shutil.ignore_patterns(*_SKIPPED, *_PACKAGES, "*.pyc", "*.a"), symlinks=False
         )

@@ -120,7 +120,7 @@ def _serve(args: Namespace, backend: type[Backend[Any, Any]] | None, name: str) 
         )
         server.start()
         with engine.listening(server.made) if server.made else nullcontext():
-            spec = _announce(args, called, address)
+            spec = announce(args, called, address)
             engine.watch()
             service.uses.watch()
             try:
@@ -175,7 +175,7 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def _announce(args: Namespace, name: str, address: UnixSocket | tuple[str, int]) -> Path | None:
+def announce(args: Namespace, name: str, address: UnixSocket | tuple[str, int]) -> Path | None:
     """Write the file by which Docker finds a plugin that is not in its directory of sockets."""
     if not args.spec_dir:
         return None

@@ -73,7 +73,9 @@ class App:
         except InvalidArgument as error:
             status, answer = 400, {"Err": error.message}
         except VolkitError as error:
-            level = logging.INFO if isinstance(error, NotFound) else logging.WARNING
+            level = (
+                logging.DEBUG if isinstance(error, NotFound) else logging.WARNING
+            )  # Get comes before each Create
             _log.log(level, "%s: %s: %s", path, type(error).__name__, error.message)
             status, answer = 500, {"Err": error.message}
         except Exception as error:  # what it says may be secret

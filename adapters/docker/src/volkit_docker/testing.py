@@ -10,7 +10,8 @@ What Docker has goes by its calls, over HTTP on a real socket: Create, Get, List
 go the whole way up and down; the steps of it that a case takes one by one are then repeats. What Docker has not
 (secrets, an upper limit of a size, snapshots, raw block devices, an access mode of the caller's choice, a second
 target) goes to the engine. An answer has no code, only a sentence: the error behind it is looked up in this
-process, and the sentence has to be its own. What Get and List tell has to be what the engine knows.
+process, and the sentence has to be its own. What Get and List tell has to be what the engine knows. A child process
+that a case kills does without HTTP: what is killed is the same.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class DockerSuite(BackendSuite):
     ) -> Driver:
         engine = super().serve(backend, settings, state_dir, journal)
         assert isinstance(engine, Engine)
-        return engine if os.getpid() != self._served_by else DockerDriver(engine)
+        return DockerDriver(engine, listens=os.getpid() == self._served_by)
 
 
 class _Uses(Uses):
@@ -128,18 +129,21 @@ class _Connection(http.client.HTTPConnection):
 class DockerDriver:
     """An engine behind a Docker volume plugin: takes and gives what the engine does, by the wire where it can."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, listens: bool = True) -> None:
         self._engine = engine
         self._directory = tempfile.mkdtemp(prefix="volkit-")  # a socket's path has at most 107 characters
         self._known = _KNOWN.setdefault(str(engine.state_dir), {})
         self._kept = _Kept(engine)
         service = Service(cast("Engine", self._kept), Path(self._directory, "mounts"), wait=2.0)
         service.uses = self._uses = _Uses(engine, Path(self._directory))
+        self._service = service
         self._app = _Told(service)
         self._socket = f"{self._directory}/docker.sock"
-        self._server = Server(self._app, UnixSocket(self._socket, 0o600), look_seconds=0.01)
-        self._server.start()
-        self._server.serve_in_background()
+        self._server: Server | None = None
+        if listens:
+            self._server = Server(self._app, UnixSocket(self._socket, 0o600), look_seconds=0.01)
+            self._server.start()
+            self._server.serve_in_background()
         self._numbers = itertools.count(1)
         self.calls: list[str] = []
 
@@ -150,12 +154,15 @@ class DockerDriver:
 
     def close(self) -> None:
         """Stop the server, and close the engine."""
-        self._server.stop()
+        if self._server is not None:
+            self._server.stop()
         self._engine.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _call(self, method: str, **request: Any) -> Answer:
         self.calls.append(method)
+        if self._server is None:
+            return self._service.calls[f"/VolumeDriver.{method}"](request)
         number = str(next(self._numbers))
         connection = _Connection(self._socket)
         try:

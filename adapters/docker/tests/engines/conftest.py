@@ -51,9 +51,16 @@ class Plugin:
     """`volkit-docker` with the loop backend, on a socket where Docker looks for plugins."""
 
     def __init__(
-        self, home: Path, name: str, *, grace: float = 120.0, settle: float = 30.0, overcommit: str = "1000"
+        self,
+        home: Path,
+        name: str,
+        *,
+        grace: float = 120.0,
+        seen: float = 12.0,
+        settle: float = 30.0,
+        overcommit: str = "1000",
     ) -> None:
-        self.home, self.name, self.overcommit = home, name, overcommit
+        self.home, self.name, self.overcommit, self.seen = home, name, overcommit, seen
         self.socket = f"/run/docker/plugins/{name}.sock"
         self.state = home / "state"
         self.log = home / "log"
@@ -63,6 +70,7 @@ class Plugin:
 
     def start(self) -> Plugin:
         before = f"import volkit.uses as u; u.GRACE_SECONDS = {self.grace}; u.WATCH_SECONDS = {self.settle}"
+        before += f"; u.SEEN_SECONDS = {self.seen}"
         program = f"{before}; from volkit_docker.main import main; raise SystemExit(main())"
         words = [
             "--backend",
@@ -174,7 +182,13 @@ class Docker:
             f"--pidfile={self.home}/pid",
         ]
         flags += ["-H", self.host, "--iptables=false", "--ip6tables=false", "--ip-forward=false"]
-        flags += ["--ip-masq=false", "--bridge=none", "--storage-driver=overlay2", *more]
+        flags += [
+            "--ip-masq=false",
+            "--bridge=none",
+            "--storage-driver=overlay2",
+            "--shutdown-timeout=2",
+            *more,
+        ]
         flags += ["--containerd", f"{self.home}/containerd.sock"]
         (self.home / "pid").unlink(missing_ok=True)
         with (self.home / "log").open("ab") as log:
@@ -209,7 +223,7 @@ class Docker:
         data = io.BytesIO()
         with tarfile.open(fileobj=data, mode="w") as tar:
             tar.add(busybox, "bin/busybox")
-            for name in ("sh", "cat", "sleep", "echo", "mount", "grep", "touch", "dd", "ls"):
+            for name in ("sh", "cat", "sleep", "echo", "mount", "grep", "touch", "dd", "ls", "rm"):
                 link = tarfile.TarInfo(f"bin/{name}")
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(link)

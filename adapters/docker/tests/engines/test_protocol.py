@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import stat
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ def test_options(plugin: Plugin) -> None:
         ({"readonly": "perhaps"}, "write true or false"),
         ({"clone-of": "first", "from-snapshot": "s"}, "give from-snapshot or clone-of"),
         ({"fsType": "ntfs"}, "ntfs"),
-        ({"clone-of": "nothing"}, "no such volume: nothing"),
+        ({"clone-of": "nothing"}, "no volume 'nothing'"),
     ):
         status, answer = plugin.call("VolumeDriver.Create", {"Name": "bad", "Opts": bad})
         assert status in (400, 500)
@@ -194,6 +196,16 @@ def test_two_hundred_volumes(plugin: Plugin) -> None:
     [
         ("VolumeDriver.Create", b"{", 400, "is not JSON"),
         ("VolumeDriver.Create", b"[]", 400, "is a list, not an object"),
+        ("VolumeDriver.Create", b"[" * 100_000, 400, "is not JSON"),
+        ("VolumeDriver.Create", b'{"Name": "\xff"}', 400, "is not JSON"),
+        ("VolumeDriver.Create", b'{"Name": "\\ud800"}', 400, "Name is no text in UTF-8"),
+        ("VolumeDriver.Create", b'{"Name": "v", "Opts": {"size": "\\ud800"}}', 400, "Opts is not an object"),
+        ("VolumeDriver.Create", b'{"Name": "v", "Opts": {"fs-type": "../x"}}', 400, "../x"),
+        ("VolumeDriver.Create", b'{"Name": "%s"}' % (b"n" * 5000), 400, "at most 4096 characters"),
+        ("VolumeDriver.Create", b'{"Name": "%s"}' % (b"n" * 300), 400, "name"),
+        ("VolumeDriver.Create", b"null", 400, "Name is missing"),
+        ("VolumeDriver.Get", b'{"Name": "a\\u0000b"}', 400, "name"),
+        ("VolumeDriver.Unmount", b'{"Name": "v", "ID": ["x"]}', 400, "ID is list"),
         ("VolumeDriver.Create", b"", 400, "came without a body"),
         ("VolumeDriver.Mount", b"", 400, "came without a body"),
         ("VolumeDriver.Remove", b"  ", 400, "came without a body"),
@@ -228,11 +240,24 @@ def test_bad_http(plugin: Plugin) -> None:
     connection.putrequest("POST", "/VolumeDriver.Create")
     connection.putheader("Content-Length", str(1 << 30))
     connection.endheaders()
-    try:
-        assert connection.getresponse().status == 413
-    except (http.client.HTTPException, OSError):
-        pass  # it may hang up as well
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert "at most 1048576 are taken" in json.loads(answer.read())["Err"]
     connection.close()
+    for head, status in (
+        (b"POST /VolumeDriver.List HTTP/1.1\r\nHost: \r\nContent-Length: -5\r\n\r\n", b"400"),
+        (b"POST /VolumeDriver.List HTTP/1.1\r\nHost: \r\nContent-Length: many\r\n\r\n", b"400"),
+        (b"POST /VolumeDriver.List HTTP/1.1\r\nHost: \r\nX: " + b"x" * 100_000 + b"\r\n\r\n", b"413"),
+        (b"nonsense\r\n\r\n", b"400"),
+    ):
+        connection = Connection(plugin.socket)
+        connection.connect()
+        connection.sock.sendall(head)
+        told = b""
+        while b'"Err"' not in told:
+            told += connection.sock.recv(4096) or b'hung up: "Err"'
+        assert told.split()[1] == status, told
+        connection.close()
     assert plugin.ok("VolumeDriver.List")["Volumes"] == []
 
 
@@ -257,3 +282,88 @@ def test_the_socket_is_for_root_alone(plugin: Plugin) -> None:
     assert stat.S_ISSOCK(found.st_mode)
     assert stat.S_IMODE(found.st_mode) == 0o600
     assert found.st_uid == 0
+
+
+def test_a_second_plugin_on_its_socket_is_refused(plugin: Plugin) -> None:
+    words = ["--backend", "loop", "-o", f"pool={plugin.home}/pool", "--state-dir", str(plugin.state)]
+    done = subprocess.run(
+        [sys.executable, "-m", "volkit_docker.main", *words, "--socket", plugin.socket],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "a running process answers there" in done.stderr
+    assert plugin.ok("VolumeDriver.List")["Volumes"] == []
+
+
+def test_what_a_killed_plugin_left_is_known_to_the_doctor(plugin: Plugin) -> None:
+    (note,) = (plugin.state / "sockets").iterdir()
+    assert note.read_text() == plugin.socket
+    plugin.kill()
+    assert Path(plugin.socket).exists()
+    plugin.start()
+    plugin.stop()
+    assert list((plugin.state / "sockets").iterdir()) == []
+
+
+def test_a_mount_that_failed_holds_nothing(plugin: Plugin) -> None:
+    """No Unmount follows it; the volume can be removed at once."""
+    create(plugin, "v", mountOptions="no-such-option")
+    assert plugin.call("VolumeDriver.Mount", {"Name": "v", "ID": "a"})[0] in (400, 500)
+    assert plugin.ok("VolumeDriver.Get", {"Name": "v"})["Volume"]["Status"]["holders"] == {}
+    plugin.ok("VolumeDriver.Remove", {"Name": "v"})
+    assert plugin.mounted() == []
+
+
+def test_a_volume_is_the_same_by_its_name_and_by_its_id(plugin: Plugin) -> None:
+    create(plugin)
+    volume_id = plugin.ok("VolumeDriver.Get", {"Name": "v"})["Volume"]["Status"]["id"]
+    for first, second in (("v", volume_id), (volume_id, "v")):
+        plugin.ok("VolumeDriver.Mount", {"Name": first, "ID": "a"})
+        plugin.ok("VolumeDriver.Unmount", {"Name": second, "ID": "a"})
+        assert plugin.mounted() == []
+
+
+def test_options_are_kept_by_the_first_create(plugin: Plugin) -> None:
+    create(plugin, "v", readonly="true")
+    made = plugin.ok("VolumeDriver.Get", {"Name": "v"})["Volume"]["CreatedAt"]
+    create(plugin, "v", readonly="true")
+    status, answer = plugin.call("VolumeDriver.Create", {"Name": "v", "Opts": {"size": "16Mi"}})
+    assert status == 500
+    assert "volume 'v' was made with" in answer["Err"]
+    assert plugin.ok("VolumeDriver.Get", {"Name": "v"})["Volume"]["CreatedAt"] == made
+    path = plugin.ok("VolumeDriver.Mount", {"Name": "v", "ID": "a"})["Mountpoint"]
+    with pytest.raises(OSError, match="Read-only"):
+        Path(path, "file").touch()
+    plugin.ok("VolumeDriver.Unmount", {"Name": "v", "ID": "a"})
+
+
+def test_who_was_seen_and_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+    """A daemon that was killed ends its containers when it is back, and mounts again with the same ID: what it said
+    before is void. The user is a process with a mount namespace of its own, as a container is.
+    """
+    plugin = Plugin(tmp_path / "p", f"vs{os.getpid()}", grace=60.0, seen=1.0, settle=0.2).start()
+    try:
+        create(plugin)
+        path = plugin.ok("VolumeDriver.Mount", {"Name": "v", "ID": "a"})["Mountpoint"]
+        place = tmp_path / "inside"
+        place.mkdir()
+        container = subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", f"mount --bind {path} {place} && umount {path} && exec sleep 1000"]
+        )
+        wait_until("it is there", lambda: f" {place} " in mount_table(container.pid))
+        time.sleep(2.0)  # until it was seen, and no start is waited for
+        container.kill()
+        container.wait()
+        plugin.ok("VolumeDriver.Mount", {"Name": "v", "ID": "a"})
+        plugin.ok("VolumeDriver.Unmount", {"Name": "v", "ID": "a"})
+        wait_until("it is unmounted", lambda: plugin.mounted() == [], 20)
+        plugin.ok("VolumeDriver.Remove", {"Name": "v"})
+    finally:
+        plugin.end()
+
+
+def mount_table(pid: int) -> str:
+    return Path(f"/proc/{pid}/mountinfo").read_text()

@@ -13,7 +13,7 @@ FOREIGN = {
     "volkit-sdk": ("grpc", "google.protobuf", "volkit_csi", "volkit_local", "volkit_loop"),
     "volkit-csi": ("volkit_local", "volkit_loop"),
     "volkit-flex": ("grpc", "google.protobuf", "volkit_csi", "volkit_docker", "volkit_local", "volkit_loop"),
-    "volkit-local": ("grpc", "google.protobuf", "volkit_csi", "volkit_loop"),
+    "volkit-local": ("grpc", "google.protobuf", "volkit_csi", "volkit_docker", "volkit_flex", "volkit_loop"),
     "volkit-loop": ("grpc", "google.protobuf", "volkit_csi", "volkit_local"),
 }
 OF_AN_EXTRA = (

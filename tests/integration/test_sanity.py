@@ -117,6 +117,22 @@ def test_controller_and_node_in_one_process(driver: Driver, access_type: str) ->
     assert driver.left() == []
 
 
+@pytest.mark.needs("mkfs.btrfs")
+def test_directories(drivers: Callable[..., Driver], tmp_path: Path) -> None:
+    """The local backend, where sizes are enforced."""
+    image, place = tmp_path / "image", tmp_path / "btrfs"
+    image.touch()
+    os.truncate(image, 1 << 30)
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True)
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
+    driver = drivers(pool=place / "pool", arguments=["--backend", "local"]).start()
+    check(run(driver.home, f"--csi.endpoint={driver.endpoint}"))
+    driver.stop()
+    assert driver.left() == []
+    subprocess.run(["umount", place], check=True)
+
+
 @pytest.mark.parametrize("access_type", ["mount", "block"])
 def test_controller_and_node_apart(drivers: Callable[..., Driver], tmp_path: Path, access_type: str) -> None:
     """Two processes with a journal each. The pool is the node's, so the controller runs beside it, under its name."""

@@ -103,12 +103,12 @@ def enable(directory: str) -> Quota:
     """How sizes are enforced on the file system that holds `directory`, or that they cannot be.
 
     A btrfs is told to count, and to count anew what it has lost count of. ext4 and xfs have to be mounted with
-    `prjquota` for it.
+    `prjquota` for it. It takes root of the whole machine, with CAP_SYS_ADMIN.
     """
+    if not _is_administrator():  # who else may set no limit
+        return NoQuota()
     if not btrfs.is_on(directory):
         return ProjectQuota() if _enforces_projects(directory) else NoQuota()
-    if not _is_administrator():
-        return NoQuota()
     found = btrfs.quota(directory)
     if found is None:
         btrfs.enable_quota(directory)

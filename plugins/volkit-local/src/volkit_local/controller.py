@@ -39,8 +39,8 @@ class LocalController(
             return 0
         if not request.parameters.advisory_size:
             raise volkit.OutOfRange(
-                f"nothing enforces a size in the pool {self.pool.root}: put it on btrfs, ask for no size, or accept "
-                "by the parameter advisorySize=true that the size is only a word"
+                f"nothing enforces a size in the pool {self.pool.root}: put it on btrfs and run as the machine's "
+                "root, ask for no size, or accept by the parameter advisorySize=true that the size is only a word"
             )
         self.pool.require_room(request.size)
         return request.size

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from volkit import Engine
+from volkit.cli import main as volkit_command
 from volkit.testing.memory import MemoryBackend, memory_settings
 from volkit_docker.main import run
 from volkit_docker.server import App, Server
@@ -90,3 +91,15 @@ def test_tls_takes_only_clients_with_a_certificate(tmp_path: Path) -> None:
     finally:
         server.stop()
         engine.close()
+
+
+def test_volkit_deploy_makes_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[tuple[str, Path, list[str]]] = []
+    monkeypatch.setattr("volkit_docker.bundle.make", lambda *args: made.append(args))
+    flags = ["deploy", "docker", "--backend", "loop", "-o", "pool=/var/lib/volkit/state/pool"]
+    assert volkit_command([*flags, "--out", str(tmp_path / "plugin")]) == 0
+    assert made == [("loop", tmp_path / "plugin", ["pool=/var/lib/volkit/state/pool"])]
+    assert volkit_command(flags) == 2
+    assert "give --out DIR" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from volkit import Adapter, Backend, hookimpl
+from volkit import Adapter, Backend, Deployment, Platform, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @hookimpl
 def volkit_adapter() -> Adapter:
     """The FlexVolume adapter."""
-    return Adapter(name="flex", summary="FlexVolume, an executable that kubelet calls", explain=_explain)
+    summary = "FlexVolume, an executable that kubelet calls"
+    return Adapter(name="flex", summary=summary, explain=_explain, platforms=PLATFORMS)
 
 
 def _explain(
@@ -22,3 +23,25 @@ def _explain(
     from volkit_flex.offer import explain
 
     return explain(backend, controller)
+
+
+def _values() -> type:
+    from volkit_flex.deploy import Values
+
+    return Values
+
+
+def _render(deployment: Deployment) -> Mapping[str, str]:
+    from volkit_flex.deploy import render
+
+    return render(deployment)
+
+
+PLATFORMS = (
+    Platform(
+        name="flex",
+        summary="a FlexVolume driver: a DaemonSet that installs and serves it",
+        values=_values,
+        render=_render,
+    ),
+)

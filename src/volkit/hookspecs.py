@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from volkit.backend import Backend
-    from volkit.interfaces import Controller
+    from volkit.interfaces import Controller, Node
 
     Explain = Callable[
-        [type[Backend[Any, Any]], type[Controller[Any, Any]] | None], Mapping[str, str | Sequence[str]]
+        [type[Backend[Any, Any]], type[Controller[Any, Any]] | None, type[Node[Any]] | None],
+        Mapping[str, str | Sequence[str]],
     ]
 
 PROJECT = "volkit"
@@ -44,8 +45,8 @@ hookimpl = HookimplMarker(PROJECT)
 
 @frozen(kw_only=True)
 class Deployment:
-    """What is deployed: a backend with its settings and the parameters of its volumes, as texts by the options' keys,
-    and the platform's own values, an instance of `Platform.values`.
+    """What is deployed: a backend, with the classes that its settings choose; the settings and the parameters of its
+    volumes, as texts by the options' keys; the platform's own values, an instance of `Platform.values`.
 
     Of secret settings only files on the node are named (`@/FILE`); a platform takes the others from where it keeps
     secrets.
@@ -53,6 +54,7 @@ class Deployment:
 
     backend: type[Backend[Any, Any]]
     controller: type[Controller[Any, Any]] | None
+    node: type[Node[Any]] | None
     settings: Mapping[str, str]
     parameters: Mapping[str, str]
     values: Any
@@ -82,8 +84,8 @@ class Adapter:
     and sets `run` with `set_defaults(run=function)`, which takes the parsed arguments and returns the exit
     code. It must be cheap: what a command needs is imported when the command runs. `check` is what `volkit check
     --endpoint URL …` runs, with the words after `check`: it returns the exit code. `explain` is asked by `volkit
-    explain backend NAME` what this wire offers of a backend with that controller class: facts by their name, each a
-    text or a list of texts. `platforms` are what `volkit deploy` can write for.
+    explain backend NAME` what this wire offers of a backend with these controller and node classes: facts by their
+    name, each a text or a list of texts. `platforms` are what `volkit deploy` can write for.
     """
 
     name: str

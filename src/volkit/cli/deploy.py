@@ -142,9 +142,11 @@ def _described(args: argparse.Namespace, values: type, file: dict[str, Any]) -> 
     settings = {**_pairs(file, "options"), **dict(args.option or ())}
     parameters = {**_pairs(file, "parameters"), **_words(args.parameter)}
     checked = _settings(backend, settings)
+    controller, node = _classes(backend, checked)
     return Deployment(
         backend=backend,
-        controller=_controller(backend, checked),
+        controller=controller,
+        node=node,
         settings=checked,
         parameters=_parameters(backend, parameters),
         values=options.complete(values, own, what="value"),
@@ -201,9 +203,10 @@ def _parameters(backend: type[Backend[Any, Any]], given: Mapping[str, str]) -> d
     return dict(given)
 
 
-def _controller(backend: type[Backend[Any, Any]], settings: Mapping[str, str]) -> Any:
-    """The class that these settings choose; where they are not all known here, the one that is declared."""
+def _classes(backend: type[Backend[Any, Any]], settings: Mapping[str, str]) -> tuple[Any, Any]:
+    """Those that these settings choose; where they are not all known here, those that are declared."""
     try:
-        return backend.controller_class(options.read(backend.settings, settings, what="option"))
+        known = options.read(backend.settings, settings, what="option")
     except InvalidArgument:  # secret ones, or those in files of the node, are missing
-        return backend.controller
+        return backend.controller, backend.node
+    return backend.controller_class(known), backend.node_class(known)

@@ -58,11 +58,11 @@ def _check(words: Sequence[str]) -> int:
 
 
 def _explain(
-    backend: type[Backend[Any, Any]], controller: type[Any] | None
+    backend: type[Backend[Any, Any]], controller: type[Any] | None, node: type[Any] | None
 ) -> Mapping[str, str | Sequence[str]]:
     from volkit_csi.explain import explain
 
-    return explain(backend, controller)
+    return explain(backend, controller, node)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -126,6 +126,8 @@ class Given(volkit.Backend[Any, Any]):
 
 CASES: dict[str, tuple[str, ...]] = {
     "loop": ("--backend", "loop", "-o", "pool=/var/lib/volkit/pool", "-p", "preallocate=true"),
+    "local": ("--backend", "local", "-o", "pool=/srv/volumes"),
+    "s3": ("--backend", "s3", "-o", "endpoint=https://s3.example.com", "--volume-secret", "s3-keys"),
     "array": (
         "--backend", "array", "-o", "endpoint=https://array.example.com", "-o", "ca=/etc/array/ca.pem",
         "--replicas", "2", "--journal", "etcd://etcd-0:2379/array", "--volume-secret", "chap",
@@ -302,8 +304,14 @@ def output(command: list[str], home: Path) -> str:
 # -- what follows from the classes
 
 
+ON_NODES = ((), ("csi-node-driver-registrar", "csi-provisioner", "csi-snapshotter", "livenessprobe"))
 SIDECARS_OF = {
-    "loop": ((), ("csi-node-driver-registrar", "csi-provisioner", "csi-snapshotter", "livenessprobe")),
+    "loop": ON_NODES,
+    "local": ON_NODES,
+    "s3": (
+        ("csi-provisioner", "csi-resizer", "livenessprobe"),
+        ("csi-node-driver-registrar", "livenessprobe"),
+    ),
     "array": (
         ("csi-attacher", "csi-provisioner", "csi-resizer", "csi-snapshotter", "livenessprobe"),
         ("csi-node-driver-registrar", "livenessprobe"),
@@ -357,12 +365,19 @@ def test_no_rule_is_for_a_sidecar_that_is_not_there(trees: Trees) -> None:
 def test_the_driver_object_follows_from_the_classes(trees: Trees) -> None:
     spec = {case: of_kind(trees(case), "CSIDriver")["spec"] for case in CASES}
     assert [case for case in CASES if spec[case]["attachRequired"]] == ["array"]
-    assert [case for case in CASES if spec[case]["storageCapacity"]] == ["loop", "array"]
+    assert [case for case in CASES if spec[case]["storageCapacity"]] == ["loop", "local", "array"]
     assert [case for case in CASES if spec[case]["seLinuxMount"]] == ["array"]
     assert [case for case in CASES if spec[case]["requiresRepublish"]] == ["bucket"]
+    grows = [
+        case
+        for case in ("loop", "s3", "array")
+        if of_kind(trees(case), "StorageClass")["allowVolumeExpansion"]
+    ]
+    assert grows == ["array"]
     assert spec["bucket"]["tokenRequests"] == [{"audience": "sts.example.com"}]
     assert {case: one["fsGroupPolicy"] for case, one in spec.items()} == {
-        "loop": "File", "array": "File", "bucket": "None", "old": "File", "given": "File",
+        "loop": "File", "local": "File", "s3": "None", "array": "File", "bucket": "None", "old": "File",
+        "given": "File",
     }  # fmt: skip
 
 
@@ -399,7 +414,13 @@ def test_nodes_have_what_their_backend_needs(trees: Trees) -> None:
     assert "/dev" not in paths["old"]
     assert "/data/kubelet/pods" in paths["given"]
     assert not [path for path in paths["given"] if path.startswith("/var/lib/kubelet")]
-    assert [case for case in CASES if pod(case).get("hostNetwork")] == ["array", "bucket", "old", "given"]
+    assert [case for case in CASES if pod(case).get("hostNetwork")] == [
+        "s3",
+        "array",
+        "bucket",
+        "old",
+        "given",
+    ]
     mounter = of_kind(trees("bucket"), "DaemonSet", "-mounter")
     assert mounter["spec"]["updateStrategy"] == {"type": "OnDelete"}
     socket = containers(mounter)["mounter"]["command"][-1]

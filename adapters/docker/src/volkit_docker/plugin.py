@@ -19,11 +19,11 @@ def volkit_adapter() -> Adapter:
 
 
 def _explain(
-    backend: type[Backend[Any, Any]], controller: type[Any] | None
+    backend: type[Backend[Any, Any]], controller: type[Any] | None, node: type[Any] | None
 ) -> Mapping[str, str | Sequence[str]]:
     from volkit_docker.explain import explain
 
-    return explain(backend, controller)
+    return explain(backend, controller, node)
 
 
 def _write(deployment: Deployment, output: Path) -> None:

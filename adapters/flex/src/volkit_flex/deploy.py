@@ -52,9 +52,9 @@ def render(deployment: Deployment) -> Mapping[str, str]:
     """One file. Raises FailedPrecondition for a backend that cannot run in a pod."""
     values: Values = deployment.values
     backend, controller = deployment.backend, deployment.controller
-    if backend.node is None:
+    if deployment.node is None:
         raise FailedPrecondition(f"backend {backend.name!r} has no node: kubelet has nothing to call")
-    if issubclass(backend.node, volkit.MountsByProgram):
+    if issubclass(deployment.node, volkit.MountsByProgram):
         raise FailedPrecondition(
             f"backend {backend.name!r} mounts by programs that would die with the pod: install it on the hosts "
             "(`volkit-flex install`), or deploy the CSI driver, which runs them in a pod of their own"

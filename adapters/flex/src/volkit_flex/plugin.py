@@ -18,11 +18,11 @@ def volkit_adapter() -> Adapter:
 
 
 def _explain(
-    backend: type[Backend[Any, Any]], controller: type[Any] | None
+    backend: type[Backend[Any, Any]], controller: type[Any] | None, node: type[Any] | None
 ) -> Mapping[str, str | Sequence[str]]:
     from volkit_flex.offer import explain
 
-    return explain(backend, controller)
+    return explain(backend, controller, node)
 
 
 def _values() -> type:

@@ -194,7 +194,7 @@ def _guarded(template: str, text: str) -> str:
 
 def _facts(deployment: Deployment, values: Kubernetes) -> dict[str, Any]:
     backend, controller = deployment.backend, deployment.controller
-    if backend.node is None:
+    if deployment.node is None:
         raise FailedPrecondition(
             f"backend {backend.name!r} has no node: there is nothing to run on a cluster's nodes"
         )
@@ -203,7 +203,7 @@ def _facts(deployment: Deployment, values: Kubernetes) -> dict[str, Any]:
     runs = architecture is not Architecture.NODE
     sidecars = _sidecars(controller, node_local=needs.node_local) if runs else ()
     findable = controller is None or bool(_UNIQUE & volkit.backend.mixins(controller))
-    has = _has(backend, controller)
+    has = _has(deployment)
     facts: dict[str, Any] = {
         "dir": DIRECTORY,
         "backend": backend.name,
@@ -226,6 +226,7 @@ def _facts(deployment: Deployment, values: Kubernetes) -> dict[str, Any]:
         "block_devices": backend.volume.kind == "block",
         "mounter": has(volkit.MountsByProgram),
         "modifies": has(volkit.Modifies),
+        "expands": has(volkit.Expands) and "resizer" in sidecars,
         "per_pod": has(volkit.ConnectsPerPod),
         "host_network": _host_network(backend),
         "host_paths": [one.key for one in _options(backend) if one.field in needs.host_paths],
@@ -245,8 +246,8 @@ def _facts(deployment: Deployment, values: Kubernetes) -> dict[str, Any]:
     return facts
 
 
-def _has(backend: type[Backend[Any, Any]], controller: type | None) -> Callable[[type], bool]:
-    sides = [one for one in (controller, backend.node) if one is not None]
+def _has(deployment: Deployment) -> Callable[[type], bool]:
+    sides = [one for one in (deployment.controller, deployment.node) if one is not None]
     return lambda mixin: any(issubclass(one, mixin) for one in sides)
 
 

@@ -114,7 +114,7 @@ def _secrets(deployment: Deployment, values: ExistingVolume) -> dict[str, Any]:
     if not values.volume_secret:
         return {}
     reference = {"name": values.volume_secret, "namespace": values.namespace}
-    node, controller = deployment.backend.node, deployment.controller
+    node, controller = deployment.node, deployment.controller
     calls = ["nodePublish"]
     if node is not None and not issubclass(node, volkit.ConnectsPerPod):
         calls.append("nodeStage")

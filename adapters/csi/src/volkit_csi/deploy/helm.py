@@ -109,7 +109,7 @@ class Plain:
             return lines
         calls = ["provisioner"] + ["controller-publish"] * facts["attaches"]
         calls += ["node-publish"] if facts["per_pod"] else ["node-stage", "node-publish"]
-        if "resizer" in facts["sidecars"]:
+        if facts["expands"]:
             calls += ["controller-expand", "node-expand"]
         for call in calls:
             lines.append(f"  {prefix}/{call}-secret-name: {self.q('volumeSecret')}")

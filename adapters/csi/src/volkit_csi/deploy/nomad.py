@@ -14,11 +14,11 @@ def render(deployment: Deployment) -> dict[str, str]:
     """`plugin.nomad.hcl` (the first), `controller.nomad.hcl` where a controller runs apart, and `volume.hcl`."""
     values: Nomad = deployment.values
     backend = deployment.backend
-    if backend.node is None:
+    if deployment.node is None:
         raise FailedPrecondition(
             f"backend {backend.name!r} has no node: there is nothing to run on Nomad's clients"
         )
-    if issubclass(backend.node, volkit.MountsByProgram):
+    if issubclass(deployment.node, volkit.MountsByProgram):
         raise FailedPrecondition(
             f"backend {backend.name!r} mounts by programs that must outlive the plugin's container, which Nomad cannot "
             "promise: run the driver on the hosts, by systemd"

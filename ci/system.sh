@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Installs what the tests need of the system: Debian packages where this runs as root, and csi-sanity where Go is.
+# Installs what the tests need of the system: Debian packages where this runs as root, and csi-sanity, helm and kustomize where Go is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 CSI_SANITY=v5.5.0 # the newest release that is built on CSI v1.12, the version volkit serves
+HELM=v3.19.0
+KUSTOMIZE=v5.7.1
 
 declare -A package=(
     [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [mkfs.btrfs]=btrfs-progs [udevadm]=udev [losetup]=mount [blkid]=util-linux
@@ -23,12 +25,16 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
 fi
 
-module=github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@$CSI_SANITY
-if ! [ -x .venv/bin/csi-sanity ] || ! [ "$(cat .venv/.csi-sanity 2>/dev/null)" = "$CSI_SANITY" ]; then
-    rm -f .venv/bin/csi-sanity # of another version, it would be believed
-    if command -v go >/dev/null && GOBIN=$PWD/.venv/bin go install "$module"; then
-        echo "$CSI_SANITY" > .venv/.csi-sanity
+# install PROGRAM VERSION MODULE: by Go, where it is not there in this version (another one would be believed)
+install() {
+    [ -x ".venv/bin/$1" ] && [ "$(cat ".venv/.$1" 2>/dev/null)" = "$2" ] && return
+    rm -f ".venv/bin/$1"
+    if command -v go >/dev/null && GOBIN=$PWD/.venv/bin go install "$3@$2"; then
+        echo "$2" > ".venv/.$1"
     else
-        echo "csi-sanity's tests will be skipped: it is built by Go 1.23 or newer" >&2
+        echo "the tests that take $1 will be skipped: it is built by Go" >&2
     fi
-fi
+}
+install csi-sanity "$CSI_SANITY" github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
+install helm "$HELM" helm.sh/helm/v3/cmd/helm
+install kustomize "$KUSTOMIZE" sigs.k8s.io/kustomize/kustomize/v5

@@ -58,7 +58,7 @@ class Acme(volkit.Backend[Any, Any]):
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    def told(backend: Any, controller: Any) -> dict[str, Any]:
+    def told(backend: Any, controller: Any, node: Any) -> dict[str, Any]:
         return {"serves": backend.name, "with": [controller.__name__]}
 
     wires = (

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
         operations,
         options,
         registry,
+        rendering,
         requests,
     )
-    from volkit.backend import Backend, Limits
+    from volkit.backend import Backend, Limits, Needs
     from volkit.engine import Engine
     from volkit.errors import (
         ERRORS,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
         UnsupportedVolume,
         VolkitError,
     )
-    from volkit.hookspecs import Adapter, hookimpl
+    from volkit.hookspecs import Adapter, Deployment, Platform, hookimpl
     from volkit.interfaces import (
         Clones,
         ConnectsPerPod,
@@ -161,6 +162,7 @@ __all__ = [
     # a backend
     "Backend",
     "Limits",
+    "Needs",
     "Controller",
     "Node",
     "NoOptions",
@@ -284,6 +286,8 @@ __all__ = [
     "format_size",
     "parse_size",
     "Adapter",
+    "Deployment",
+    "Platform",
     "Found",
     "adapters",
     "backends",
@@ -301,18 +305,19 @@ __all__ = [
     "operations",
     "options",
     "registry",
+    "rendering",
     "requests",
 ]
 
 _NAMES = {
-    "backend": "Backend Limits",
+    "backend": "Backend Limits Needs",
     "engine": "Engine",
     "errors": """
         ERRORS Aborted AlreadyExists Ambiguous DeadlineExceeded FailedPrecondition InUse InvalidArgument
         InvalidToken NotBlank NotFound OutOfRange PermissionDenied ResourceExhausted Unauthenticated
         Unavailable Unsupported UnsupportedVolume VolkitError
     """,
-    "hookspecs": "Adapter hookimpl",
+    "hookspecs": "Adapter Deployment Platform hookimpl",
     "interfaces": """
         Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsConnections
         ListsPublished ListsSnapshots Mixin Modifies MountsByProgram MountsForGroup Node Publishes ReportsCapacity
@@ -340,7 +345,7 @@ _NAMES = {
     "validate": "file_name split_metadata",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
-_MODULES = frozenset({*_NAMES, "host", "launch"})
+_MODULES = frozenset({*_NAMES, "host", "launch", "rendering"})
 
 
 def __getattr__(name: str) -> Any:

@@ -53,6 +53,26 @@ class Limits:
     mount_flags: frozenset[str] | None = None
 
 
+@frozen(kw_only=True)
+class Needs:
+    """What a backend needs of a platform it is deployed on, beyond what its classes tell: read by `volkit deploy`.
+
+    `node_local`: a volume lives on the node that makes it, so every node makes its own. `host_paths` names the settings
+    that are directories of the node. `host_network`: nodes reach the storage from the host's network, as iSCSI and NFS
+    in the kernel do (None: where the volumes are files or objects and not on the node). `packages` are the Debian
+    packages of the programs that its node runs, beside those that make and check file systems. `token_audiences`:
+    tokens of the pod's service account are handed to each publish, one for each audience. `selinux_mount`: its volumes
+    take the mount option `context=`, so that kubelet need not relabel every file.
+    """
+
+    node_local: bool = False
+    host_paths: tuple[str, ...] = field(default=(), converter=_tuple)
+    host_network: bool | None = None
+    packages: tuple[str, ...] = field(default=(), converter=_tuple)
+    token_audiences: tuple[str, ...] = field(default=(), converter=_tuple)
+    selinux_mount: bool = False
+
+
 class Backend(Generic[S, P]):
     """Names the classes. Never instantiated; volkit makes the controller and the node, where it needs them.
 
@@ -67,6 +87,7 @@ class Backend(Generic[S, P]):
     node: ClassVar[type[Node[Any]] | None] = None
     volume: ClassVar[type[Volume]] = BlockVolume
     limits: ClassVar[Limits] = Limits()
+    needs: ClassVar[Needs] = Needs()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -81,6 +102,11 @@ class Backend(Generic[S, P]):
                     f"{cls.__name__}.{role} is not a frozen attrs class: decorate it with @attrs.frozen"
                 )
             declared(options)
+        fields = {one.field for one in declared(cls.settings)}
+        if strange := sorted(set(cls.needs.host_paths) - fields):
+            raise TypeError(
+                f"{cls.__name__}.needs.host_paths names {strange[0]!r}, which is none of its settings"
+            )
         if cls.controller is None and cls.node is None:
             raise TypeError(f"{cls.__name__} has neither a controller nor a node: name at least one")
         for role, base in (("controller", Controller), ("node", Node)):

@@ -26,12 +26,14 @@ from pluggy import HookimplMarker, HookspecMarker
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from volkit.backend import Backend
-    from volkit.interfaces import Controller
+    from volkit.interfaces import Controller, Node
 
     Explain = Callable[
-        [type[Backend[Any, Any]], type[Controller[Any, Any]] | None], Mapping[str, str | Sequence[str]]
+        [type[Backend[Any, Any]], type[Controller[Any, Any]] | None, type[Node[Any]] | None],
+        Mapping[str, str | Sequence[str]],
     ]
 
 PROJECT = "volkit"
@@ -42,6 +44,39 @@ hookimpl = HookimplMarker(PROJECT)
 
 
 @frozen(kw_only=True)
+class Deployment:
+    """What is deployed: a backend, with the classes that its settings choose; the settings and the parameters of its
+    volumes, as texts by the options' keys; the platform's own values, an instance of `Platform.values`.
+
+    Of secret settings only files on the node are named (`@/FILE`); a platform takes the others from where it keeps
+    secrets.
+    """
+
+    backend: type[Backend[Any, Any]]
+    controller: type[Controller[Any, Any]] | None
+    node: type[Node[Any]] | None
+    settings: Mapping[str, str]
+    parameters: Mapping[str, str]
+    values: Any
+
+
+@frozen(kw_only=True)
+class Platform:
+    """Something that `volkit deploy NAME` writes files for.
+
+    `values` loads the class that declares what may be given beside backend, settings and parameters, as `--flags` and
+    as keys of a file. `render` returns the texts of files by their relative paths; the first is what is printed where
+    no directory is given. `write`, instead, makes a directory by itself.
+    """
+
+    name: str
+    summary: str
+    values: Callable[[], type]
+    render: Callable[[Deployment], Mapping[str, str]] | None = None
+    write: Callable[[Deployment, Path], None] | None = None
+
+
+@frozen(kw_only=True)
 class Adapter:
     """A wire that backends can be served on.
 
@@ -49,8 +84,8 @@ class Adapter:
     and sets `run` with `set_defaults(run=function)`, which takes the parsed arguments and returns the exit
     code. It must be cheap: what a command needs is imported when the command runs. `check` is what `volkit check
     --endpoint URL …` runs, with the words after `check`: it returns the exit code. `explain` is asked by `volkit
-    explain backend NAME` what this wire offers of a backend with that controller class: facts by their name, each a
-    text or a list of texts.
+    explain backend NAME` what this wire offers of a backend with these controller and node classes: facts by their
+    name, each a text or a list of texts. `platforms` are what `volkit deploy` can write for.
     """
 
     name: str
@@ -58,6 +93,7 @@ class Adapter:
     add_commands: Callable[[argparse._SubParsersAction[Any]], None] = lambda commands: None
     check: Callable[[Sequence[str]], int] | None = None
     explain: Explain | None = None
+    platforms: tuple[Platform, ...] = ()
 
 
 @hookspec(firstresult=True)

@@ -13,7 +13,7 @@ def test_it_is_what_a_running_driver_reports(tmp_path: Path) -> None:
     settings = backend.settings(pool=tmp_path)
     engine = Engine(backend, settings, state_dir=tmp_path / "state", node_id="n1")
     try:
-        told = explain.explain(backend, backend.controller)
+        told = explain.explain(backend, backend.controller, backend.node)
         assert told["controller"] == services.controller_capabilities(engine)
         assert told["node"] == services.node_capabilities(engine)
         assert told["plugin"] == explain.plugin_capabilities(engine)
@@ -25,10 +25,10 @@ def test_it_is_what_a_running_driver_reports(tmp_path: Path) -> None:
 
 def test_a_node_alone_reports_no_controller() -> None:
     backend = load_backend("loop")
-    told = explain.explain(backend, None)
+    told = explain.explain(backend, None, backend.node)
     assert told["controller"] == []
     assert "CreateVolume" in told["unimplemented"]
-    assert not explain.Classes(backend, None).has(Lists)
+    assert not explain.Classes(backend, None, backend.node).has(Lists)
 
 
 def test_every_adapter_says_something_of_every_backend() -> None:
@@ -36,5 +36,5 @@ def test_every_adapter_says_something_of_every_backend() -> None:
     for found in adapters():
         assert found.loaded is not None
         assert found.loaded.explain is not None
-        told = found.loaded.explain(backend, backend.controller)
+        told = found.loaded.explain(backend, backend.controller, backend.node)
         assert all(isinstance(value, str) or all(map(str, value)) for value in told.values())

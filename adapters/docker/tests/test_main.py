@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from volkit import Engine
+from volkit.cli import main as volkit_command
 from volkit.sockets import UnixSocket
 from volkit.testing.memory import MemoryBackend, memory_settings
 from volkit_docker.main import announce, make_parser, run
@@ -177,3 +178,15 @@ def test_the_spec_is_what_docker_reads(tmp_path: Path) -> None:
     assert path == tmp_path / "v.spec"
     assert path is not None
     assert path.read_text() == "unix:///run/v.sock\n"
+
+
+def test_volkit_deploy_makes_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[tuple[str, Path, list[str]]] = []
+    monkeypatch.setattr("volkit_docker.bundle.make", lambda *args: made.append(args))
+    flags = ["deploy", "docker", "--backend", "loop", "-o", "pool=/var/lib/volkit/state/pool"]
+    assert volkit_command([*flags, "--out", str(tmp_path / "plugin")]) == 0
+    assert made == [("loop", tmp_path / "plugin", ["pool=/var/lib/volkit/state/pool"])]
+    assert volkit_command(flags) == 2
+    assert "give --out DIR" in capsys.readouterr().err

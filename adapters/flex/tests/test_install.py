@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import attrs
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -22,12 +24,25 @@ from volkit import (
     Publishes,
     TakesIds,
     option,
+    register,
 )
+from volkit.cli import main as volkit_command
 from volkit_flex import install, launcher
 from volkit_flex.main import run
 from volkit_flex.service import attaches_by_itself, capabilities
 
-DEPLOY = Path(__file__).parent.parent / "deploy/daemonset.yaml"
+GOLDEN = Path(__file__).parent / "daemonset.yaml"
+DEPLOY = (
+    "flex",
+    "--backend",
+    "loop",
+    "-o",
+    "pool=/srv/pool",
+    "--vendor",
+    "acme",
+    "--image",
+    "registry.example.com/flex:1",
+)
 
 
 @attrs.frozen
@@ -43,11 +58,21 @@ class Attaching(Controller[Settings, object], TakesIds, Publishes):
     def controller_unpublish(self, request): ...  # type: ignore[no-untyped-def]
 
 
+@attrs.frozen
+class GuardedSettings:
+    token: str = option(secret=True)
+    old: str = option(default="", secret=True)
+
+
 class Plain(Node[Settings]):
     def connect(self, request):  # type: ignore[no-untyped-def]
         return FileConnection(directory="/")
 
     def disconnect(self, request): ...  # type: ignore[no-untyped-def]
+
+
+class Guarded(Backend[GuardedSettings, object]):
+    name, settings, controller, node, volume = "guarded", GuardedSettings, Attaching, Plain, FileVolume
 
 
 class Attached(Backend[Settings, object]):
@@ -174,9 +199,25 @@ def test_a_call_loads_no_more_than_it_needs() -> None:
     assert not {"grpc", "boto3", "yaml", "asyncio", "pyudev", "pluggy", "rich"} & everything
 
 
-def test_the_daemonset_installs_what_it_serves() -> None:
+@pytest.fixture
+def deployed(capsys: pytest.CaptureFixture[str]) -> str:
+    """What `volkit deploy flex` prints."""
+    assert volkit_command(["deploy", *DEPLOY]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_daemonset_is_what_the_golden_file_shows(deployed: str) -> None:
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(deployed)
+    assert deployed == GOLDEN.read_text()
+    for one in yaml.safe_load_all(deployed):
+        for version in ("1.33", "1.35", "1.37"):
+            kubernetes_validate.validate(one, version, strict=True)
+
+
+def test_the_daemonset_installs_what_it_serves(deployed: str) -> None:
     """It parses, and its settings are read by both commands as they are."""
-    documents = list(yaml.safe_load_all(DEPLOY.read_text()))
+    documents = list(yaml.safe_load_all(deployed))
     daemonset = next(one for one in documents if one["kind"] == "DaemonSet")
     pod = daemonset["spec"]["template"]["spec"]
     (installs,), (serves,) = pod["initContainers"], pod["containers"]
@@ -194,8 +235,8 @@ def test_the_daemonset_installs_what_it_serves() -> None:
     assert daemonset["spec"]["template"]["metadata"]["labels"] == selected
 
 
-def test_the_settings_of_the_daemonset_work(tmp_path: Path) -> None:
-    documents = list(yaml.safe_load_all(DEPLOY.read_text()))
+def test_the_settings_of_the_daemonset_work(tmp_path: Path, deployed: str) -> None:
+    documents = list(yaml.safe_load_all(deployed))
     pod = next(one for one in documents if one["kind"] == "DaemonSet")["spec"]["template"]["spec"]
     environ = {one["name"]: str(one.get("value", "node1")) for one in pod["containers"][0]["env"]}
     (tmp_path / "pool").mkdir()
@@ -205,3 +246,34 @@ def test_the_settings_of_the_daemonset_work(tmp_path: Path) -> None:
     assert run(command, environ) == 0
     text = (tmp_path / "exec/acme~loop/loop").read_text()
     assert f"dir={tmp_path}/run" in text
+
+
+def test_secret_settings_are_files_in_the_pod(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["deploy", "flex", "--backend", "guarded", "--image", "registry.example.com/flex:1"]
+    take_back = register(Guarded)
+    try:
+        assert volkit_command(argv) == 0
+    finally:
+        take_back()
+    daemonset = list(yaml.safe_load_all(capsys.readouterr().out))[1]
+    pod = daemonset["spec"]["template"]["spec"]
+    values = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+    assert values["VOLKIT_OPTION_TOKEN"] == "@/etc/volkit/secret/token"
+    assert "VOLKIT_OPTION_OLD" not in values
+    (secret,) = [one["secret"] for one in pod["volumes"] if "secret" in one]
+    assert secret == {"secretName": "volkit-flex-guarded", "defaultMode": 0o400}
+    assert pod["hostNetwork"] is True
+    kubernetes_validate.validate(daemonset, "1.35", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--vendor", "../x"], "vendor"),
+        (["--kubelet-dir", "/a b"], "kubelet-dir"),
+        (["--namespace", "A"], "namespace"),
+    ],
+)
+def test_values_that_no_cluster_takes(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert volkit_command(["deploy", *DEPLOY[:5], "--image", "x", *argv]) == 2
+    assert said in capsys.readouterr().err

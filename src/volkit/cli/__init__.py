@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _RECOVERY = ("journal", "recover", "doctor")
 _WATCHING = ("volumes", "top")
-_OWN = ("backends", "check", "explain", "mounter", "new", "table", *_RECOVERY, *_WATCHING)
+_OWN = ("backends", "check", "deploy", "explain", "mounter", "new", "table", *_RECOVERY, *_WATCHING)
 _ELSEWHERE = {"call": "volkit-csi", "demo": "volkit-csi"}
 
 
@@ -79,6 +79,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
     new.set_defaults(run=_new)
     for name, summary in (
         ("explain", "show all there is to know of a backend, an operation, a capability or an error"),
+        ("deploy", "write what a platform needs to run a driver: Kubernetes, Docker, Nomad"),
         ("check", "run the conformance suite on a backend, or checks on any driver"),
         ("journal", "list what is unfinished in a driver's journal"),
         ("recover", "settle what a crash left unfinished, by looking"),
@@ -130,6 +131,12 @@ def _explain(args: argparse.Namespace) -> int:
     return main(args.words)
 
 
+def _deploy(args: argparse.Namespace) -> int:
+    from volkit.cli.deploy import main
+
+    return main(args.words)
+
+
 def _recovery(args: argparse.Namespace) -> int:
     from volkit.cli.recovery import main
 
@@ -173,4 +180,10 @@ def _unknown(command: str, known: list[str], broken: list[str]) -> str:
     return f"there is no command {command!r}: choose {', '.join(sorted(known))}"
 
 
-_WITH_WORDS = {"check": _check, "explain": _explain, "top": _top, "volumes": _volumes}
+_WITH_WORDS = {
+    "check": _check,
+    "deploy": _deploy,
+    "explain": _explain,
+    "top": _top,
+    "volumes": _volumes,
+}

@@ -61,12 +61,13 @@ def _backend(args: argparse.Namespace) -> Facts:
     from volkit.registry import Found, load_backend
 
     backend = load_backend(args.name)
-    controller = backend.controller
+    controller, node = backend.controller, backend.node
     if args.option:
-        controller = backend.controller_class(read_settings(backend, args.option))
+        settings = read_settings(backend, args.option)
+        controller, node = backend.controller_class(settings), backend.node_class(settings)
     name, version = _distribution(backend)
     shown = describe(Found(name=backend.name, distribution=name, version=version, loaded=backend))
-    has = mixins(controller) | mixins(backend.node)
+    has = mixins(controller) | mixins(node)
     every = _capabilities()
     facts = {
         key: shown[key] for key in ("name", "distribution", "version", "summary", "kind") if shown.get(key)
@@ -77,7 +78,7 @@ def _backend(args: argparse.Namespace) -> Facts:
         "not": [one for one in every if one not in has],
         "settings": shown["settings"],
         "parameters": shown["parameters"],
-        "wires": _wires(backend, controller),
+        "wires": _wires(backend, controller, node),
     }
     return facts
 
@@ -91,7 +92,7 @@ def _distribution(backend: type[Backend[Any, Any]]) -> tuple[str, str]:
     return next(((one.dist.name, one.dist.version) for one in points if one.dist), ("", ""))
 
 
-def _wires(backend: type[Backend[Any, Any]], controller: type[Any] | None) -> Facts:
+def _wires(backend: type[Backend[Any, Any]], controller: type[Any] | None, node: type[Any] | None) -> Facts:
     """What each installed adapter says of the backend; of a broken one, why it says nothing."""
     from volkit.registry import adapters
 
@@ -100,7 +101,10 @@ def _wires(backend: type[Backend[Any, Any]], controller: type[Any] | None) -> Fa
         if found.loaded is None:
             wires[found.name] = {"broken": found.error}
         elif found.loaded.explain is not None:
-            wires[found.name] = {"wire": found.loaded.summary, **found.loaded.explain(backend, controller)}
+            wires[found.name] = {
+                "wire": found.loaded.summary,
+                **found.loaded.explain(backend, controller, node),
+            }
     return wires
 
 

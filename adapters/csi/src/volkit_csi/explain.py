@@ -19,10 +19,7 @@ class Classes:
 
     backend: type[Backend[Any, Any]]
     controller: type[Any] | None
-
-    @property
-    def node(self) -> type[Any] | None:
-        return self.backend.node
+    node: type[Any] | None
 
     @property
     def operations(self) -> Mapping[str, volkit.Operation]:
@@ -33,10 +30,10 @@ class Classes:
 
 
 def explain(
-    backend: type[Backend[Any, Any]], controller: type[Any] | None
+    backend: type[Backend[Any, Any]], controller: type[Any] | None, node: type[Any] | None
 ) -> Mapping[str, str | Sequence[str]]:
     """The driver's default name, the capabilities of each service, and the RPCs that answer UNIMPLEMENTED."""
-    classes = Classes(backend, controller)
+    classes = Classes(backend, controller, node)
     rows = (*services.CONTROLLER_RPCS, *services.NODE_RPCS)
     return {
         "driver name": f"{backend.name}.csi.volkit.io",

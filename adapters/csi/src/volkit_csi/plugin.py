@@ -8,18 +8,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from volkit import Adapter, Backend, hookimpl
+from volkit import Adapter, Backend, Deployment, Platform, hookimpl
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 @hookimpl
 def volkit_adapter() -> Adapter:
     """The CSI adapter."""
     summary = "Container Storage Interface, over gRPC"
-    return Adapter(name="csi", summary=summary, add_commands=add_commands, check=_check, explain=_explain)
+    return Adapter(
+        name="csi",
+        summary=summary,
+        add_commands=add_commands,
+        check=_check,
+        explain=_explain,
+        platforms=PLATFORMS,
+    )
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -51,14 +58,59 @@ def _check(words: Sequence[str]) -> int:
 
 
 def _explain(
-    backend: type[Backend[Any, Any]], controller: type[Any] | None
+    backend: type[Backend[Any, Any]], controller: type[Any] | None, node: type[Any] | None
 ) -> Mapping[str, str | Sequence[str]]:
     from volkit_csi.explain import explain
 
-    return explain(backend, controller)
+    return explain(backend, controller, node)
 
 
 def _demo(args: argparse.Namespace) -> int:
     from volkit_csi.demo import main
 
     return main(args.backend, as_json=args.json, keep=args.keep)
+
+
+# -- what `volkit deploy` writes
+
+
+def _rendering(module: str) -> Callable[[Deployment], Mapping[str, str]]:
+    def render(deployment: Deployment) -> Mapping[str, str]:
+        from importlib import import_module
+
+        rendered: Mapping[str, str] = import_module(f"volkit_csi.deploy.{module}").render(deployment)
+        return rendered
+
+    return render
+
+
+def _values(name: str) -> Callable[[], type]:
+    def load() -> type:
+        from volkit_csi.deploy import values
+
+        cls: type = getattr(values, name)
+        return cls
+
+    return load
+
+
+PLATFORMS = (
+    Platform(
+        name="kubernetes",
+        summary="a CSI driver: YAML, a kustomize base, a Helm chart, a Dockerfile",
+        values=_values("Kubernetes"),
+        render=_rendering("cluster"),
+    ),
+    Platform(
+        name="nomad",
+        summary="a CSI driver: the jobs and a volume",
+        values=_values("Nomad"),
+        render=_rendering("nomad"),
+    ),
+    Platform(
+        name="pv",
+        summary="the PersistentVolume and the claim of a volume that exists",
+        values=_values("ExistingVolume"),
+        render=_rendering("existing"),
+    ),
+)

@@ -10,7 +10,7 @@ from volkit import Backend
 
 
 def explain(
-    backend: type[Backend[Any, Any]], controller: type[Any] | None
+    backend: type[Backend[Any, Any]], controller: type[Any] | None, node: type[Any] | None
 ) -> Mapping[str, str | Sequence[str]]:
     """The plugin's default name, its scope, and the options of `docker volume create` beside the parameters."""
     options = ["size", "readonly", "mount-options"]

@@ -12,7 +12,7 @@ from volkit_flex.service import capabilities
 
 
 def explain(
-    backend: type[Backend[Any, Any]], controller: type[Any] | None
+    backend: type[Backend[Any, Any]], controller: type[Any] | None, node: type[Any] | None
 ) -> Mapping[str, str | Sequence[str]]:
     """The driver's default name, what its `init` answers, and what it leaves to kubelet."""
     attaches = controller is not None and issubclass(controller, volkit.Publishes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from volkit import Adapter, Backend, hookimpl
+from volkit import Adapter, Backend, Deployment, Platform, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,12 +13,35 @@ if TYPE_CHECKING:
 @hookimpl
 def volkit_adapter() -> Adapter:
     """The FlexVolume adapter."""
-    return Adapter(name="flex", summary="FlexVolume, an executable that kubelet calls", explain=_explain)
+    summary = "FlexVolume, an executable that kubelet calls"
+    return Adapter(name="flex", summary=summary, explain=_explain, platforms=PLATFORMS)
 
 
 def _explain(
-    backend: type[Backend[Any, Any]], controller: type[Any] | None
+    backend: type[Backend[Any, Any]], controller: type[Any] | None, node: type[Any] | None
 ) -> Mapping[str, str | Sequence[str]]:
     from volkit_flex.offer import explain
 
-    return explain(backend, controller)
+    return explain(backend, controller, node)
+
+
+def _values() -> type:
+    from volkit_flex.deploy import Values
+
+    return Values
+
+
+def _render(deployment: Deployment) -> Mapping[str, str]:
+    from volkit_flex.deploy import render
+
+    return render(deployment)
+
+
+PLATFORMS = (
+    Platform(
+        name="flex",
+        summary="a FlexVolume driver: a DaemonSet that installs and serves it",
+        values=_values,
+        render=_render,
+    ),
+)

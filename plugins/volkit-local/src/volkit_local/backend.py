@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from volkit import AccessMode, Backend, FileVolume, Limits
+from volkit import AccessMode, Backend, FileVolume, Limits, Needs
 from volkit_local.controller import LocalController
 from volkit_local.node import LocalNode
 from volkit_local.options import LocalParameters, LocalSettings
@@ -28,6 +28,7 @@ class LocalBackend(Backend[LocalSettings, LocalParameters]):
         access_modes=frozenset(mode for mode in AccessMode if not mode.multi_node),
         mount_flags=frozenset({"ro", "rw", "nosuid", "nodev", "noexec", "noatime", "relatime", "nodiratime"}),
     )
+    needs = Needs(node_local=True, host_paths=("pool",))
 
     @classmethod
     def witness(cls, settings: LocalSettings) -> Witness:

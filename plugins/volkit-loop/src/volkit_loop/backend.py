@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from volkit import AccessMode, Backend, Limits
+from volkit import AccessMode, Backend, Limits, Needs
 from volkit_loop.controller import LoopController
 from volkit_loop.node import LoopNode
 from volkit_loop.options import LoopParameters, LoopSettings
@@ -26,6 +26,7 @@ class LoopBackend(Backend[LoopSettings, LoopParameters]):
         granularity=4096,  # a whole page, so that direct I/O reaches the last byte
         access_modes=frozenset(mode for mode in AccessMode if not mode.multi_node),
     )
+    needs = Needs(node_local=True, host_paths=("pool",))
 
     @classmethod
     def witness(cls, settings: LoopSettings) -> Witness:

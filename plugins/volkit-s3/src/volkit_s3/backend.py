@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from volkit import Backend, Limits, Node, ObjectVolume
+from volkit import Backend, Limits, Needs, Node, ObjectVolume
 from volkit_s3.controller import S3Controller
 from volkit_s3.node import S3Node, S3PodNode
 from volkit_s3.options import S3Parameters, S3Settings
@@ -23,6 +23,7 @@ class S3Backend(Backend[S3Settings, S3Parameters]):
     node = S3PodNode
     volume = ObjectVolume
     limits = Limits(fs_types=())
+    needs = Needs(packages=("ca-certificates", "rclone", "s3fs"))
 
     @classmethod
     def node_class(cls, settings: S3Settings) -> type[Node[S3Settings]]:

@@ -206,7 +206,7 @@ def _parameters(backend: type[Backend[Any, Any]], given: Mapping[str, str]) -> d
 def _classes(backend: type[Backend[Any, Any]], settings: Mapping[str, str]) -> tuple[Any, Any]:
     """Those that these settings choose; where they are not all known here, those that are declared."""
     try:
-        known = options.read(backend.settings, settings, what="option")
+        known: Any = options.read(backend.settings, settings, what="option")
     except InvalidArgument:  # secret ones, or those in files of the node, are missing
         return backend.controller, backend.node
     return backend.controller_class(known), backend.node_class(known)

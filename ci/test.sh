@@ -9,10 +9,13 @@ NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 echo "== each distribution alone"
 ci/install_alone.sh
 if [ $# = 0 ]; then
-    # In a process of its own, which stays small: each of thousands of kills is a fork of it.
+    # In processes of their own, which stay small, and on memory: each of thousands of kills is a fork of one, and synced.
     echo "== pytest: the crash matrix"
-    .venv/bin/pytest -q --volkit-faults=full tests/testing plugins
-    set -- --ignore tests/testing --ignore plugins
+    matrix=(tests/testing plugins/volkit-loop)
+    shm=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo /tmp)" volkit.XXXXXX)
+    trap 'rm -rf "$shm"' EXIT
+    .venv/bin/pytest -q --numprocesses 2 --dist worksteal --basetemp "$shm/tmp" --volkit-faults=full "${matrix[@]}"
+    set -- "${matrix[@]/#/--ignore=}"
 fi
 echo "== pytest"
-exec .venv/bin/pytest "$@"
+.venv/bin/pytest "$@"

@@ -441,7 +441,7 @@ def test_the_driver_takes_the_variables(case: str, trees: Trees, tmp_path: Path)
             if container["command" if "command" in container else "name"] != ["volkit-csi"]:
                 continue
             secret = {
-                entry["name"]: "hidden"
+                entry["name"]: "what-a-secret-has"
                 for entry in container["env"]
                 if "secretKeyRef" in entry.get("valueFrom", {})
             }
@@ -637,7 +637,7 @@ def test_the_pv_of_a_volume(run: Run) -> None:
 
 
 def test_the_storage_is_asked_for_what_is_not_said(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("t")
+    (tmp_path / "token").write_text("the-array-lets-this-in")
     settings = ("-o", "endpoint=x", "-o", f"token=@{tmp_path}/token")
     code, out, _ = run("pv", "--backend", "array", *settings, "--volume", "found")
     assert code == 0

@@ -56,7 +56,7 @@ class Plugin:
         name: str,
         *,
         grace: float = 120.0,
-        seen: float = 12.0,
+        seen: float = 5.0,
         settle: float = 30.0,
         overcommit: str = "1000",
     ) -> None:

@@ -10,7 +10,7 @@ What is told is recorded, and not believed alone. A set of users is wrong where 
 (`docker cp` on a running container), a counter where one begins twice and ends never (a daemon that was killed, a call
 that timed out). So a volume is taken down only where the record says that nobody is left *and* no other mount namespace
 has it mounted; and it is taken down, whatever the record says, where nobody has had it for `GRACE_SECONDS` after the
-last begin, which is how long a daemon may take to start a container; a tenth of that is enough where all its users were
+last begin, which is how long a daemon may take to start a container; five are enough where all its users were
 seen to have it meanwhile. Where nothing is mounted (a reboot, a begin that failed) nobody has it. Where one user begins
 again and, by these rules, nobody has it, what was begun before is void.
 
@@ -44,7 +44,7 @@ from volkit.wanted import Asked
 GRACE_SECONDS = 120.0
 """How long after a begin nobody may have the volume yet: Docker waits so long for its plugin."""
 
-SEEN_SECONDS = 12.0
+SEEN_SECONDS = 5.0
 """The same where all users have been seen with it since."""
 
 WATCH_SECONDS = 30.0

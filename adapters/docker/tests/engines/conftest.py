@@ -56,7 +56,7 @@ class Plugin:
         name: str,
         *,
         grace: float = 120.0,
-        seen: float = 12.0,
+        seen: float = 5.0,
         settle: float = 30.0,
         overcommit: str = "1000",
     ) -> None:
@@ -295,6 +295,22 @@ class Docker:
             if mount.mount_point.startswith(f"{self.home}/"):
                 mounts.unmount(mount.mount_point, lazy=True)
         shutil.rmtree(self.home, ignore_errors=True)
+
+
+def certificates(home: Path) -> None:
+    """An authority, a server's and a client's certificate."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=home, check=True, capture_output=True)
+
+    new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    openssl(*new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
+    for name in ("server", "client"):
+        request = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        openssl(*request, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        (home / "ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        sign = ["x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
+        openssl(*sign, "-days", "2", "-extfile", "ext", "-out", f"{name}.pem")
 
 
 def _children(pid: int) -> list[int]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from volkit.host import mounts
 from volkit_docker import bundle
 
-from .conftest import Docker, Plugin, wait_until
+from .conftest import Docker, Plugin, certificates, wait_until
 
 pytestmark = [
     pytest.mark.root,
@@ -136,9 +138,9 @@ def test_a_managed_plugin(docker: Docker, tmp_path: Path) -> None:
         assert docker.ok("exec", "one", "cat", "/data/file") == "kept"
         install()
         assert docker.ok("plugin", "inspect", "-f", "{{.Config.Description}}", name) == "the next one"
-        docker.ok("exec", "one", "sh", "-c", "echo newer > /data/file")
-        assert docker.ok(*run, "--rm", "bb:1", "cat", "/data/file") == "newer"
         docker.ok("exec", "one", "sh", "-c", "echo last > /data/file")
+        refused = docker.run(*run, "--rm", "bb:1", "cat", "/data/file")
+        assert "is in use" in refused.stderr  # by the mount that was the old plugin's
         docker.ok("rm", "-f", "one")
         assert docker.ok(*run, "--rm", "bb:1", "cat", "/data/file") == "last"
         wait_until("it is unmounted", lambda: docker.ok(*inspect) == "created")
@@ -149,6 +151,33 @@ def test_a_managed_plugin(docker: Docker, tmp_path: Path) -> None:
         docker.run("rm", "-f", "one")
         docker.run("plugin", "disable", "-f", name)
         docker.run("plugin", "rm", "-f", name)
+
+
+@pytest.mark.needs("openssl")
+def test_docker_finds_a_plugin_behind_tls_by_its_spec(docker: Docker, tmp_path: Path) -> None:
+    certificates(tmp_path)
+    (tmp_path / "pool").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    name, specs = f"vt{os.getpid()}", Path("/etc/docker/plugins")
+    words = ["--backend", "loop", "-o", f"pool={tmp_path}/pool", "--state-dir", f"{tmp_path}/state"]
+    words += ["--name", name, "--tcp", address, "--spec-dir", str(specs)]
+    for flag, file in (("cert", "server.pem"), ("key", "server.key"), ("ca", "ca.pem")):
+        words += [f"--tls-{flag}", str(tmp_path / file)]
+    words += ["--tls-client-cert", f"{tmp_path}/client.pem", "--tls-client-key", f"{tmp_path}/client.key"]
+    plugin = subprocess.Popen([sys.executable, "-m", "volkit_docker.main", *words])
+    try:
+        wait_until("it is announced", (specs / f"{name}.json").exists)
+        docker.ok("volume", "create", "-d", name, "-o", "size=16Mi", "tls1")
+        docker.ok("run", "--rm", "--network", "none", "-v", "tls1:/data", "bb:1", "touch", "/data/file")
+        docker.ok("volume", "rm", "tls1")
+        plugin.terminate()
+        assert plugin.wait(30) == 0
+        assert not (specs / f"{name}.json").exists()
+    finally:
+        plugin.kill()
+        plugin.wait()
+        (specs / f"{name}.json").unlink(missing_ok=True)
 
 
 @pytest.mark.needs("podman")

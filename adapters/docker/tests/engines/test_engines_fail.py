@@ -6,6 +6,7 @@ import json
 import os
 import string
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,23 @@ def is_free(docker: Docker, plugin: Plugin, volume: str) -> None:
     assert plugin.ok("VolumeDriver.List")["Volumes"] == []
 
 
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[Plugin]:
+    """A plugin that believes what it sees sooner."""
+    made = Plugin(tmp_path / "hasty", f"vh{os.getpid()}", grace=40.0, seen=1.0, settle=0.5)
+    yield made.start()
+    made.end()
+
+
 @pytest.mark.parametrize("flags", [(), ("--live-restore",)], ids=["", "live-restore"])
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_dockerd_ends_with_containers_running(
-    docker: Docker, plugin: Plugin, how: str, flags: tuple[str, ...]
+    docker: Docker, hasty: Plugin, how: str, flags: tuple[str, ...]
 ) -> None:
     """Of a dockerd that is killed the containers live on, as do those of one that ends under live-restore. The next
     dockerd adopts them then; else it ends them, and starts again those that are always to be there, with the same ID.
     """
+    plugin = hasty
     docker.stop()
     docker.start(*flags)
     docker.ok("volume", "create", "-d", plugin.name, "-o", "size=16Mi", "f1")

@@ -21,6 +21,8 @@ from volkit_docker.main import announce, make_parser, run
 from volkit_docker.server import App, Server
 from volkit_docker.service import Service
 
+from .conftest import certificates
+
 TLS = ("--tls-cert", "c", "--tls-key", "k", "--tls-ca", "a")
 
 
@@ -45,22 +47,6 @@ def test_an_address_that_is_refused(
     assert run([*flags, *words], {}) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "state").exists()
-
-
-def certificates(home: Path) -> None:
-    """An authority, a server's and a client's certificate."""
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=home, check=True, capture_output=True)
-
-    new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    openssl(*new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
-    for name in ("server", "client"):
-        request = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-        openssl(*request, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        (home / "ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        sign = ["x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
-        openssl(*sign, "-days", "2", "-extfile", "ext", "-out", f"{name}.pem")
 
 
 def answer(context: ssl.SSLContext, port: int, request: bytes) -> bytes:

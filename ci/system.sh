@@ -10,6 +10,7 @@ KUSTOMIZE=v5.7.1
 declare -A package=(
     [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [mkfs.btrfs]=btrfs-progs [udevadm]=udev [losetup]=mount [blkid]=util-linux
     [fsfreeze]=util-linux [etcd]=etcd-server [etcdctl]=etcd-client [openssl]=openssl [bindfs]=bindfs
+    [s3fs]=s3fs [fusermount3]=fuse3 [ceph]=ceph-common [ceph-mon]=ceph-mon [ceph-osd]=ceph-osd [radosgw]=radosgw
     [dockerd]=docker.io [busybox]=busybox-static [podman]=podman [runc]=runc
 )
 missing=()

@@ -26,7 +26,7 @@ from volkit.interfaces import Controller, FindsByName, Mixin, Node, TakesIds, Ta
 from volkit.journal import Journal, SharedJournal, open_journal
 from volkit.lanes import Lanes
 from volkit.locks import Locks
-from volkit.model import Volume
+from volkit.model import NO_SECRETS, Secrets, Volume
 from volkit.operations import OPERATIONS, Operation
 from volkit.requests import Call
 
@@ -164,13 +164,13 @@ class Engine:
             undoes=operation in _UNDOING,
         )
 
-    def find(self, name: str, call: Call = Call()) -> Volume | None:
+    def find(self, name: str, call: Call = Call(), secrets: Secrets = NO_SECRETS) -> Volume | None:
         """The volume of this name, for a platform that knows volumes by name; None where it is proven that there is
         none. Raises Unsupported without a controller, and what a look at the storage raises.
         """
         if self.provisioning is None:
             raise Unsupported("to find a volume by its name takes the controller service")
-        look = functools.partial(self.provisioning.find_volume, name, call)
+        look = functools.partial(self.provisioning.find_volume, name, call, secrets)
         work = functools.partial(
             self.lanes.run, "find_volume", name, look, until=call.deadline, patience=call.patience()
         )

@@ -340,8 +340,8 @@ class FuseConnection:
     Secrets belong into `files`: every user can read `argv` and `environment`. `source` and `fs_type` are what the
     mount table will show. `ready` is how many seconds it may take until it answers.
 
-    What a connect returned comes back to disconnect and `Node.pending` without `files`, with `directory`: where they
-    are now.
+    What a connect returned comes back to disconnect, `Node.usage` and `Node.pending` without `files`, with `directory`
+    and `cache`: its own directory, in which `files/` has them now, and the one on the disk.
     """
 
     argv: tuple[str, ...] = field(converter=_tuple)
@@ -353,6 +353,7 @@ class FuseConnection:
     fs_type: str = "fuse"
     ready: float = 30.0
     directory: str = ""
+    cache: str = ""
 
 
 Connection = BlockConnection | FileConnection | FuseConnection

@@ -168,7 +168,8 @@ class NodeState:
         if isinstance(connection, FuseConnection):
             path = getattr(request, "target_path", "") or request.staging_target_path
             run = f"{fuse.run_directory()}/{self._backend.name}"
-            connection = attrs.evolve(connection, directory=f"{run}/{_short(path)}")
+            cache = f"{self._caches}/{_short(path)}"
+            connection = attrs.evolve(connection, directory=f"{run}/{_short(path)}", cache=cache)
         if request.capability.block and not isinstance(connection, BlockConnection):
             self.disconnect(request.volume_id, connection)
             raise UnsupportedVolume(f"volume {request.volume_id!r} is no block device: mount it")
@@ -176,15 +177,19 @@ class NodeState:
 
     def mount_program(self, connection: FuseConnection, path: str, *, read_only: bool) -> None:
         """Have the program of a connection serve `path`."""
-        cache = f"{self._caches}/{_short(path)}"
-        fuse.start(connection, path, directory=connection.directory, cache=cache, read_only=read_only)
+        places = {"directory": connection.directory, "cache": connection.cache}
+        fuse.start(connection, path, read_only=read_only, **places)
 
     def drain(self, volume_id: str, connection: Connection | None) -> None:
-        """Wait until what was written is in the storage. Raises Unavailable."""
-        if not isinstance(connection, FuseConnection) or not fuse.is_running(connection.directory):
+        """Wait until what was written is in the storage; a program that died with some of it is started again. Raises
+        Unavailable.
+        """
+        if not isinstance(connection, FuseConnection) or not fuse.target_of(connection.directory):
             return
         until = time.monotonic() + DRAIN_SECONDS
         while left := call_backend(lambda _: self.node.pending(volume_id, connection), None, int):
+            if fuse.has_died(connection.directory):
+                fuse.restart(connection.directory)
             if time.monotonic() > until:
                 raise Unavailable(
                     f"volume {volume_id!r}: {left} bytes are not in the storage yet: repeat the call later"
@@ -228,6 +233,7 @@ def to_record(connection: Connection) -> dict[str, Any]:
             "source": connection.source,
             "fs_type": connection.fs_type,
             "directory": connection.directory,
+            "cache": connection.cache,
         }
     # options may carry credentials: what is needed to undo a mount is its path
     return {

@@ -217,11 +217,13 @@ class Provisioning:
         (entry,) = self._entries((volume,))
         return entry
 
-    def find_volume(self, name: str, call: requests.Call) -> Volume | None:
+    def find_volume(
+        self, name: str, call: requests.Call, secrets: model.Secrets = model.NO_SECRETS
+    ) -> Volume | None:
         """What was made under this name, by whomever; None where the storage proves that there is nothing."""
         validate.check_name(name)
         with self.volumes.lock_name(name, call.patience()):
-            found = self.volumes.find(name, model.NO_SECRETS)
+            found = self.volumes.find(name, secrets)
         return _allow_first_format(found.thing) if found else None
 
     def name_of(self, volume_id: str) -> str:

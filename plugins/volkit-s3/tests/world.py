@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from servers import wait_until
 
-from volkit import Capability, CloneSource, CreateVolumeRequest, Engine, Secrets, Volume, requests
+from volkit import AccessMode, Capability, CloneSource, CreateVolumeRequest, Engine, Secrets, Volume, requests
 from volkit.host import fuse, mounts
 from volkit.mending import Mending
 from volkit_s3.backend import S3Backend
@@ -67,7 +67,7 @@ class World:
         request = requests.NodePublishRequest(
             volume_id=volume_id,
             target_path=str(target),
-            capability=Capability(**capability),
+            capability=Capability(**{"access_mode": AccessMode.MULTI_NODE_MULTI_WRITER, **capability}),
             readonly=readonly,
             secrets=Secrets(secrets or {}),
         )

@@ -79,7 +79,7 @@ def _volume(service: Service, call: Callout) -> tuple[str, bool]:
     options = service.options(call)
     if service.engine.provisioning is None:
         return f"{options.volume!r}: no controller here, so this is its id", True
-    found = service.find(options.volume, service.limits())
+    found = service.find(options.volume, service.limits(), options.secrets)
     if found is not None:
         size = format_size(found.capacity) if found.capacity else "unbounded"
         return f"{options.volume!r} is {found.id} ({found.kind}, {size})", True

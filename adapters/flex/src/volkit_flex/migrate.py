@@ -77,7 +77,7 @@ def _options(service: Service, name: str, flex: Mapping[str, Any]) -> Options:
 
 
 def _checked(service: Service, name: str, spec: Mapping[str, Any], options: Options) -> Volume:
-    volume = service.find(options.volume, service.limits())
+    volume = service.find(options.volume, service.limits(), options.secrets)
     if volume is None:
         raise NotFound(f"PV {name!r}: the backend has no volume {options.volume!r}, by name or by id")
     if wanted := (spec.get("capacity") or {}).get("storage"):

@@ -17,6 +17,7 @@ from attrs import evolve
 import volkit
 from volkit import (
     FIRST_FORMAT,
+    NO_SECRETS,
     AccessMode,
     Call,
     Capability,
@@ -26,6 +27,7 @@ from volkit import (
     FailedPrecondition,
     InUse,
     NotFound,
+    Secrets,
     VolkitError,
     Volume,
     carrying,
@@ -168,7 +170,7 @@ class Service:
     def isattached(self, call: Callout, limits: Call) -> Answer:
         options = self.options(call)
         record = self.controller_records.get(records.PV, options.name)
-        volume_id = str(record.get("volume", "")) or self._found_id(options.volume, limits)
+        volume_id = str(record.get("volume", "")) or self._found_id(options.volume, limits, options.secrets)
         if not volume_id:
             return {"attached": False}
         if self._publishes and self.engine.provisioning is not None:
@@ -387,7 +389,7 @@ class Service:
         """Its id and context; made where it does not exist and the options ask for it. Raises NotFound."""
         volume = None
         if self.engine.provisioning is not None:
-            volume = self.find(options.volume, limits) or self._created(options, limits)
+            volume = self.find(options.volume, limits, options.secrets) or self._created(options, limits)
         theirs = {spelling for one in declared(self.engine.backend.parameters) for spelling in one.spellings}
         context = {name: value for name, value in options.parameters.items() if name not in theirs}
         context.update(volume.context if volume is not None else {})
@@ -419,26 +421,27 @@ class Service:
     def _source(self, options: Options, limits: Call) -> volkit.Source | None:
         source = options.wanted.source
         if isinstance(source, volkit.CloneSource):
-            if not (found := self._found_id(source.volume_id, limits)):
+            if not (found := self._found_id(source.volume_id, limits, options.secrets)):
                 raise NotFound(f"there is no volume {source.volume_id!r} to clone")
             return volkit.CloneSource(found)
         return source
 
-    def find(self, name: str, limits: Call) -> Volume | None:
+    def find(self, name: str, limits: Call, secrets: Secrets = NO_SECRETS) -> Volume | None:
         """The volume of this name, or of this id; None where it is proven that there is none."""
-        found = self.engine.find(name, limits)
+        found = self.engine.find(name, limits, secrets)
         if found is not None:
             return found
         with suppress(NotFound):
-            entry = self.engine.run("get_volume", volkit.GetVolumeRequest(volume_id=name), limits)
+            request = volkit.GetVolumeRequest(volume_id=name, secrets=secrets)
+            entry = self.engine.run("get_volume", request, limits)
             return entry.volume  # type: ignore[no-any-return]
         return None
 
-    def _found_id(self, name: str, limits: Call) -> str:
+    def _found_id(self, name: str, limits: Call, secrets: Secrets = NO_SECRETS) -> str:
         """Its id, "" where there is none; where no storage can be asked, a name is an id."""
         if self.engine.provisioning is None:
             return name
-        found = self.find(name, limits)
+        found = self.find(name, limits, secrets)
         return found.id if found is not None else ""
 
     def _known_id(self, call: Callout, limits: Call) -> str:
@@ -446,9 +449,9 @@ class Service:
         record = self.node_records.get(records.PATH, call.path)
         if record.get("volume"):
             return str(record["volume"])
-        name = self.options(call).volume
-        if not (found := self._found_id(name, limits)):
-            raise NotFound(f"there is no volume {name!r}")
+        options = self.options(call)
+        if not (found := self._found_id(options.volume, limits, options.secrets)):
+            raise NotFound(f"there is no volume {options.volume!r}")
         return found
 
     def _attachment(self, call: Callout, options: Options, limits: Call) -> Attachment:

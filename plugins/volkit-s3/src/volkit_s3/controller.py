@@ -75,10 +75,15 @@ class S3Controller(Controller[S3Settings, S3Parameters], FindsByName, Lists, Clo
         self._refuse_another(store, found, request.name, adopted)
         if found and found.get("state") and found.get("source", "") == mark["source"]:
             return _volume(store.place, found)
+        if not adopted:
+            self._begin(store, found, mark)  # what is refused here is somebody else's, and stays
         try:
-            self._make(store, asked, found, mark)
             if source:
+                store.write_mark(mark)  # so that it is known what was begun
                 store.copy_from(source)
+            store.configure(
+                versioning=asked.versioning, encryption=asked.encryption, expire_days=asked.expire_days
+            )
             state = _ADOPTED if adopted else _MADE
             store.write_mark({**mark, "state": state}, dict(one.split("=", 1) for one in asked.tags))
         except VolkitError as error:
@@ -87,23 +92,15 @@ class S3Controller(Controller[S3Settings, S3Parameters], FindsByName, Lists, Clo
             raise
         return _volume(store.place, mark)
 
-    def _make(
-        self, store: Store, asked: S3Parameters, found: Mapping[str, str] | None, mark: Mapping[str, str]
-    ) -> None:
+    @staticmethod
+    def _begin(store: Store, found: Mapping[str, str] | None, mark: Mapping[str, str]) -> None:
         """The bucket or prefix, still without the mark that it is complete."""
-        if asked.mode is Mode.BUCKET and asked.bucket:
-            return
         if found and found.get("source", "") != mark["source"]:
             store.purge()  # an earlier attempt, of something else
         if store.place.prefix:
             store.make_prefix()
         elif found is None:
             store.make_bucket()
-        if mark["source"]:
-            store.write_mark(mark)  # so that it is known what was begun
-        store.configure(
-            versioning=asked.versioning, encryption=asked.encryption, expire_days=asked.expire_days
-        )
 
     def _refuse_another(
         self, store: Store, found: Mapping[str, str] | None, name: str, adopted: bool

@@ -117,7 +117,6 @@ def _rclone(mount: Mount) -> list[str]:
             f"--contimeout={mount.wait}s",
             f"--timeout={2 * mount.wait}s",
         ),
-        *("--rc", "--rc-addr=unix://{files}/rc", "--rc-no-auth", "--log-level=NOTICE"),
         *mount.owner("--{}"),
         *([f"--umask={mount.umask:04o}"] if mount.umask is not None else []),
         *([f"--ca-cert={mount.settings.ca}"] if mount.settings.ca else []),

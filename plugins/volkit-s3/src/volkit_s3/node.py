@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import configparser
-import http.client
 import json
 import logging
 import os
 import re
-import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from volkit import (
@@ -90,17 +89,15 @@ class S3Node(Node[S3Settings], MountsByProgram):
         """Nothing but the program is left of a connection, and volkit ends that."""
 
     def pending(self, volume_id: str, connection: Connection) -> int:
-        """Only rclone writes later than a close: asked over its own socket."""
-        path = f"{connection.directory}/files/rc" if isinstance(connection, FuseConnection) else ""
-        if not os.path.exists(path):
-            return 0
-        try:
-            rclone = _Local(path)
-            rclone.request("POST", "/vfs/queue", headers={"Content-Length": "0"})
-            queue = json.loads(rclone.getresponse().read())["queue"]
-        except (OSError, http.client.HTTPException, ValueError, KeyError):
-            return 0  # it is gone, and what it has not written is in its cache
-        return sum(max(1, one["size"]) for one in queue)
+        """Only rclone writes later than a close: what is not written yet is marked so in its cache."""
+        left = 0
+        for path in (
+            Path(connection.cache).glob("vfsMeta/**/*") if isinstance(connection, FuseConnection) else ()
+        ):
+            with suppress(OSError, ValueError):  # a directory, gone, or being written
+                found = json.loads(path.read_text())
+                left += max(1, found["Size"]) if found.get("Dirty") else 0
+        return left
 
     def usage(self, volume_id: str, connection: Connection) -> Usage | None:
         when, usage = self._usages.get(volume_id, (0.0, Usage(total=0)))
@@ -113,19 +110,6 @@ class S3Node(Node[S3Settings], MountsByProgram):
 
 class S3PodNode(S3Node, ConnectsPerPod):
     """A mount for each pod, with the keys that come with it."""
-
-
-class _Local(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=5)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def _flags(capability: Capability) -> dict[str, int | None]:

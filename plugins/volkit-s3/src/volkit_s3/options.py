@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from attrs import field, frozen
 
@@ -19,7 +19,9 @@ RESERVED: Final = ".volkit/"
 
 _BUCKET: Final = re.compile(r"(?!.*\.\.)(?!\d+(\.\d+){3}$)(?!xn--)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 _ID: Final = re.compile(r"(?:(https?://[^/]*)/)?([^/]+)(?:/(.+))?", re.DOTALL)
-_HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+", re.ASCII)
+_ENDPOINT: Final = re.compile(
+    r"(?:(https?)://)?([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::(\d{1,5}))?/?", re.ASCII
+)
 _REGION: Final = re.compile(r"(?:obs|s3|oss)[.-]([a-z0-9-]+)\.(?:myhuaweicloud|amazonaws|aliyuncs)\.com")
 _VIRTUAL: Final = (".amazonaws.com", ".amazonaws.com.cn", ".myhuaweicloud.com", ".aliyuncs.com")
 _KEYS: Final = {
@@ -145,20 +147,17 @@ def endpoint_of(text: str, settings: S3Settings) -> str:
 
     Raises InvalidArgument for no such URL; PermissionDenied for one that is not allowed.
     """
-    url = urlsplit(text if "://" in text or not text else f"https://{text}")
-    try:
-        place = (
-            f"{url.scheme}://{url.netloc}" if _HOST.fullmatch(url.hostname or "") and url.port != 0 else ""
-        )
-    except ValueError:
-        place = ""
-    if text and (not place or url.scheme not in ("http", "https") or "@" in text or url.path.strip("/")):
+    if not text:
+        return ""
+    match = _ENDPOINT.fullmatch(text.lower())
+    if match is None or not 0 < int(match[3] or 443) < 65536:
         raise InvalidArgument(
-            "endpoint is no URL such as https://obs.cn-north-4.myhuaweicloud.com, without a path"
+            "endpoint is no URL such as https://obs.cn-north-4.myhuaweicloud.com, without path and user"
         )
-    if url.scheme == "http" and not settings.insecure_http:
+    place = f"{match[1] or 'https'}://{match[2]}" + (f":{int(match[3])}" if match[3] else "")
+    if match[1] == "http" and not settings.insecure_http:
         raise PermissionDenied(f"endpoint {place} sends data in the clear: use https, or set insecureHttp")
-    return place.lower()
+    return place
 
 
 @frozen
@@ -204,8 +203,8 @@ class Place:
             raise InvalidArgument(
                 f"{bucket[:64]!r} is no bucket's name: 3 to 63 of a-z, 0-9, '-' and '.', no address, no '..'"
             )
+        odd = set(prefix.removesuffix("/").split("/")) & {"", ".", ".."} if prefix else ()
         prefix = prefix.removesuffix("/")
-        odd = set(prefix.split("/")) & {"", ".", ".."} if prefix else ()
         if odd or not prefix.isprintable() or len(prefix.encode()) > 300:
             raise InvalidArgument(
                 f"{prefix[:64]!r} is no prefix: no empty part, '.' or '..', 300 bytes at most"

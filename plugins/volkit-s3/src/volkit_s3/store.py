@@ -45,7 +45,7 @@ ERRORS: Final[Mapping[type[VolkitError], str]] = {
         "401 InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken ExpiredTokenException InvalidToken InvalidSecurity "
         "TokenRefreshRequired AuthorizationHeaderMalformed RequestTimeTooSkewed RequestExpired MissingSecurityHeader"
     ),
-    AlreadyExists: "BucketAlreadyExists BucketAlreadyOwnedByYou",
+    AlreadyExists: "BucketAlreadyExists",
     InvalidArgument: (
         "400 InvalidBucketName InvalidArgument InvalidRequest InvalidTag MalformedXML KeyTooLongError "
         "InvalidLocationConstraint IllegalLocationConstraintException"
@@ -56,7 +56,7 @@ ERRORS: Final[Mapping[type[VolkitError], str]] = {
         "405 409 412 501 BucketNotEmpty InvalidBucketState NotImplemented NoSuchTagSet NoSuchTagSetError "
         "PreconditionFailed"
     ),
-    Aborted: "OperationAborted ConditionalRequestConflict",
+    Aborted: "OperationAborted ConditionalRequestConflict BucketAlreadyOwnedByYou",
 }
 """What S3's codes, and HTTP's statuses where there is no code, stand for; Unavailable where none of these."""
 
@@ -75,7 +75,7 @@ for _name in ("boto3", "botocore", "s3transfer", "urllib3"):
 
 @contextmanager
 def asking(what: str) -> Iterator[None]:
-    """What boto3 raises in here becomes an error of volkit. Its own has the request, and is not chained."""
+    """What boto3 raises in here becomes an error of volkit, which shows neither the request nor what was answered."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 
@@ -96,7 +96,7 @@ def asking(what: str) -> Iterator[None]:
         failure = InvalidArgument(f"{what}: S3 does not allow such a value")
     except (BotoCoreError, Boto3Error) as error:
         failure = Unavailable(f"{what}: the server does not answer ({type(error).__name__})")
-    raise failure
+    raise failure from None
 
 
 @functools.lru_cache(maxsize=64)

@@ -26,6 +26,7 @@ from typing import Any
 from volkit.host import loop, mounts
 
 CLONE_NEWNS = 0x20000
+PAUSE = 0.05  # rclone 1.75 answers no more where something comes at once after an Unmount
 CALLS = ("Create", "first Mount", "Get", "List", "Mount", "Unmount", "Remove")
 
 
@@ -144,7 +145,7 @@ def cycles(plugin: Plugin, rounds: int, mark: str) -> dict[str, str]:
             call = what.removeprefix("first ")
             times[what].append(timed(lambda: plugin.call(call, request)))  # noqa: B023
             if call == "Unmount":
-                time.sleep(0.05)  # rclone 1.75 answers no more where a Mount comes at once
+                time.sleep(PAUSE)
         if number % 10 == 0:
             times["List"].append(timed(lambda: plugin.call("List")))
         times["Remove"].append(timed(lambda: plugin.call("Remove", {"Name": name})))  # noqa: B023
@@ -159,9 +160,9 @@ def starts(plugin: Plugin, rounds: int) -> str:
     return quantiles(values)
 
 
-def measure(plugin: Plugin, rounds: int, volumes: int, mounted: int) -> dict[str, str]:
+def measure(plugin: Plugin, figures: dict[str, str], rounds: int, volumes: int, mounted: int) -> None:
     """All figures of one peer, by name."""
-    figures = {"start, no volumes, ms": starts(plugin, max(3, rounds // 20))}
+    figures["start, no volumes, ms"] = starts(plugin, max(3, rounds // 20))
     plugin.start()
     figures["resident, no volumes, MiB"] = f"{plugin.resident():.1f}"
     figures |= {f"{call}, ms": value for call, value in cycles(plugin, rounds, "c").items()}
@@ -179,9 +180,9 @@ def measure(plugin: Plugin, rounds: int, volumes: int, mounted: int) -> dict[str
             figures[f"{call}, {mounted:,} mounted, ms"] = value
     for number in range(mounted):
         plugin.call("Unmount", {"Name": f"v{number}", "ID": "one"})
+        time.sleep(PAUSE)
     plugin.stop()
     figures[f"start, {volumes:,} volumes, ms"] = starts(plugin, max(3, rounds // 20))
-    return figures
 
 
 def main() -> int:
@@ -193,14 +194,16 @@ def main() -> int:
         sys.exit("run it as root: it mounts")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     peers = ["volkit", *(["rclone"] if shutil.which("rclone") else [])]
-    figures = {}
+    figures: dict[str, dict[str, str]] = {peer: {} for peer in peers}
     with tempfile.TemporaryDirectory(prefix="volkit-bench-") as text:
         for name in peers:
             home = Path(text, name)
             home.mkdir()
             plugin = Plugin(name, home)
             try:
-                figures[name] = measure(plugin, rounds, volumes, mounted)
+                measure(plugin, figures[name], rounds, volumes, mounted)
+            except TimeoutError:
+                print(f"{name} answers no more", file=sys.stderr)
             finally:
                 if plugin.process is not None:
                     plugin.process.kill()
@@ -213,7 +216,7 @@ def main() -> int:
     print(f"\n| p50 / p99 | {' | '.join(peers)} |")
     print(f"|---|{'---:|' * len(peers)}")
     for row in figures["volkit"]:
-        print(f"| {row} | {' | '.join(figures[peer][row] for peer in peers)} |")
+        print(f"| {row} | {' | '.join(figures[peer].get(row, '–') for peer in peers)} |")
     return 0
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from volkit import Backend, Capability, Engine, Journal, VolkitError, requests
+from volkit import Backend, Capability, Engine, Journal, Unsupported, VolkitError, requests
 from volkit.testing import BackendSuite, Driver
 from volkit_flex import token, wire
 from volkit_flex.service import Service
@@ -85,10 +85,11 @@ class FlexDriver:
         answer: dict[str, Any] = json.loads(line)
         if answer["status"] == wire.SUCCESS:
             return answer
+        if answer["status"] == wire.NOT_SUPPORTED:
+            raise Unsupported(answer["message"])
         error = self._service.error
         assert error is not None, f"{words[0]} answers {line!r} without an error behind it"
-        if answer["status"] == wire.FAILURE:
-            assert answer["message"] == error.message
+        assert answer["message"] == error.message
         raise error
 
     def close(self) -> None:

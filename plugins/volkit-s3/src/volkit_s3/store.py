@@ -117,7 +117,7 @@ def connect(settings: S3Settings, endpoint: str, keys: Keys | None) -> Any:
         response_checksum_validation="when_required",
     )
     with asking("the server's client cannot be made"):
-        made = boto3.session.Session(
+        made = boto3.Session(
             aws_access_key_id=keys and keys.access,
             aws_secret_access_key=keys and keys.secret,
             aws_session_token=keys and (keys.token or None),
@@ -172,7 +172,7 @@ class Store:
 
         if self.keys:
             return self.keys
-        found = boto3.session.Session().get_credentials()
+        found = boto3.Session().get_credentials()
         if found is None or isinstance(found, RefreshableCredentials):
             return None
         return Keys(found.access_key, found.secret_key, found.token or "")

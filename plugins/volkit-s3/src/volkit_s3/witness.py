@@ -39,7 +39,7 @@ class Buckets(Witness):
 
 @functools.cache
 def _client(endpoint: str, region: str, access: str, secret: str) -> Any:
-    session = boto3.session.Session(aws_access_key_id=access or None, aws_secret_access_key=secret or None)
+    session = boto3.Session(aws_access_key_id=access or None, aws_secret_access_key=secret or None)
     config = Config(s3={"addressing_style": "path"})
     return session.client(
         "s3", endpoint_url=endpoint or None, region_name=region or "us-east-1", config=config

@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import settings_of
-from servers import ACCESS, SECRET, Rclone, Rgw, client, wait_until
-from world import World, words_of
 
 from volkit import InvalidArgument, NotFound, Unauthenticated
 from volkit.host import mounts
 from volkit_s3.options import Program
+
+from .servers import ACCESS, SECRET, Rclone, Rgw, client, settings_of, wait_until
+from .world import World, words_of
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("radosgw", "s3fs", "rclone")]
 MIB = 1 << 20
@@ -113,10 +113,9 @@ _DRIVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from conftest import settings_of
-from servers import Server
+from s3.servers import Server, settings_of
+from s3.world import World
 from volkit_s3.options import Program
-from world import World
 server = Server(Path("/"))
 server.port = {port}
 world = World(Path({base!r}), settings_of(server, mounter=Program({program!r})))
@@ -130,7 +129,7 @@ sys.stdin.read()
 def test_the_driver_is_killed_in_the_middle_of_a_write(rgw: Rgw, tmp_path: Path, program: Program) -> None:
     name = bucket(rgw, f"driver-{program.value}")
     base = tmp_path / "n1"
-    tests = str(Path(__file__).parent)
+    tests = str(Path(__file__).parent.parent)
     words = {"tests": tests, "port": rgw.port, "base": str(base), "program": program.value, "name": name}
     code = _DRIVER.format(**words)
     driver = subprocess.Popen(

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
 
 from volkit.host import mounts
-from volkit_s3.options import S3Settings
 
-sys.path.insert(0, str(Path(__file__).parent))
-from servers import ACCESS, SECRET, Rclone, Rgw, Server, client, stop_programs
+from .servers import Rclone, Rgw, stop_programs
 
 
 @pytest.fixture(scope="session")
@@ -40,16 +34,6 @@ def rclone_server(tmp_path: Path) -> Iterator[Rclone]:
     server.start()
     yield server
     server.kill()
-
-
-def settings_of(server: Server, **more: Any) -> S3Settings:
-    """The same for all tests but for `more`, so that clients are kept; `shared=True`: with a bucket to share."""
-    given: dict[str, Any] = {"access_key": ACCESS, "secret_key": SECRET, "timeout": 2.0}
-    if more.pop("shared", False):
-        given["bucket"] = "shared"
-        with suppress(ClientError):  # it is there
-            client(server.port).create_bucket(Bucket="shared")
-    return S3Settings(endpoint=server.endpoint, insecure_http=True, **{**given, **more})
 
 
 @pytest.fixture(autouse=True)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from conftest import settings_of
-from servers import Rgw
 
 from volkit.testing import BackendSuite, Storage
 from volkit_csi.testing import CsiSuite
 from volkit_flex.testing import FlexSuite
 from volkit_s3.backend import S3Backend
 from volkit_s3.witness import Buckets
+
+from .servers import Rgw, settings_of
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("radosgw", "s3fs"), pytest.mark.timeout(900)]
 
@@ -23,13 +24,13 @@ class OnRgw(BackendSuite):
 
     __test__ = False
     backend = S3Backend
-    parameters: ClassVar[dict[str, str]] = {"onDelete": "purge"}
-    mutable: ClassVar[dict[str, str]] = {"onDelete": "purge"}
+    parameters: ClassVar[Mapping[str, str]] = {"onDelete": "purge"}
+    mutable: ClassVar[Mapping[str, str]] = {"onDelete": "purge"}
     sampled: ClassVar[bool] = True
-    sample_faults: ClassVar[int] = 2
+    sample_faults: ClassVar[int | None] = 2
     sample_kills: ClassVar[int] = 2
     sequences: ClassVar[int] = 1
-    extra: ClassVar[dict[str, Any]] = {}
+    extra: ClassVar[Mapping[str, Any]] = {}
     server: ClassVar[Rgw]
 
     @pytest.fixture(autouse=True)
@@ -47,8 +48,8 @@ class TestBuckets(OnRgw):
 
 class TestPrefixesOverCsi(OnRgw, CsiSuite):
     __test__ = True
-    parameters: ClassVar[dict[str, str]] = {"mode": "prefix", "onDelete": "purge"}
-    extra: ClassVar[dict[str, Any]] = {"shared": True, "share_mounts": True}
+    parameters: ClassVar[Mapping[str, str]] = {"mode": "prefix", "onDelete": "purge"}
+    extra: ClassVar[Mapping[str, Any]] = {"shared": True, "share_mounts": True}
 
 
 class TestBucketsOverFlex(OnRgw, FlexSuite):

@@ -19,6 +19,9 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from volkit_s3.options import S3Settings
 
 ACCESS, SECRET = "volkit-test-access-key", "volkit-test-secret-key-Zq7x9"
 RCLONE = str(Path(sys.executable).with_name("rclone"))
@@ -79,7 +82,7 @@ def answers(port: int) -> bool:
 @functools.cache
 def client(port: int, access: str = ACCESS, secret: str = SECRET) -> Any:
     """A plain client, to look at a server without volkit."""
-    return boto3.session.Session(aws_access_key_id=access, aws_secret_access_key=secret).client(
+    return boto3.Session(aws_access_key_id=access, aws_secret_access_key=secret).client(
         "s3",
         endpoint_url=f"http://127.0.0.1:{port}",
         region_name="us-east-1",
@@ -210,6 +213,16 @@ class Rgw(Server):
         for one in reversed(self.others):
             one.kill()
             one.wait(20)
+
+
+def settings_of(server: Server, **more: Any) -> S3Settings:
+    """The same for all tests but for `more`, so that clients are kept; `shared=True`: with a bucket to share."""
+    given: dict[str, Any] = {"access_key": ACCESS, "secret_key": SECRET, "timeout": 2.0}
+    if more.pop("shared", False):
+        given["bucket"] = "shared"
+        with suppress(ClientError):  # it is there
+            client(server.port).create_bucket(Bucket="shared")
+    return S3Settings(endpoint=server.endpoint, insecure_http=True, **{**given, **more})
 
 
 def stop_programs(directory: Path) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import wait_until
 
 from volkit import AccessMode, Capability, CloneSource, CreateVolumeRequest, Engine, Secrets, Volume, requests
 from volkit.host import fuse, mounts
 from volkit.mending import Mending
 from volkit_s3.backend import S3Backend
 from volkit_s3.options import S3Settings
+
+from .servers import wait_until
 
 
 class World:

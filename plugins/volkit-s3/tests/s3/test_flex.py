@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 
 import pytest
-from servers import ACCESS, SECRET, Rgw, client
 
 from volkit.host import mounts
 from volkit_flex.kubelet import DriverError, Kubelet
 from volkit_flex.main import run
+
+from .servers import ACCESS, SECRET, Rgw, client
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("radosgw", "s3fs")]
 OPTIONS = {"accessKey": ACCESS, "secretKey": SECRET}

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import settings_of
-from servers import SECRET, Rclone, Rgw, client, wait_until
-from world import World, outcome
 
 from volkit import (
     AlreadyExists,
@@ -24,6 +21,9 @@ from volkit import (
     Unavailable,
 )
 from volkit.requests import ListRequest, ModifyVolumeRequest
+
+from .servers import SECRET, Rclone, Rgw, client, settings_of, wait_until
+from .world import World, outcome
 
 pytestmark = pytest.mark.needs("radosgw", "rclone")
 OTHER = ("somebody-elses-key", "somebody-elses-secret-w8K")

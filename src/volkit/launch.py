@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -36,14 +37,15 @@ from typing import Any, NoReturn
 from volkit import options
 from volkit.backend import Backend
 from volkit.engine import SERVICES, Engine, can_find_again
-from volkit.errors import FailedPrecondition, InvalidArgument
+from volkit.errors import FailedPrecondition, InvalidArgument, NotFound, VolkitError
 from volkit.guard import declared_secrets
 from volkit.journal import open_journal
 from volkit.logs import OperationLog, configure_logging, hide
 
 __all__ = [
     "LEVELS", "Parser", "STATE_DIR", "add_arguments", "add_option_argument", "add_serving_arguments",
-    "configure_logging", "hide", "keep_to_one_cpu", "observe", "observed", "open_engine", "read_pairs", "read_settings",
+    "as_command", "configure_logging", "fixed_backend", "hide", "keep_to_one_cpu", "observe", "observed",
+    "open_engine", "read_pairs", "read_settings",
 ]  # fmt: skip
 
 STATE_DIR = Path("/var/lib/volkit")
@@ -306,6 +308,35 @@ def keep_to_one_cpu() -> None:
     from volkit.host import process
 
     process.keep_to_one_cpu()
+
+
+def fixed_backend(backend: str | type[Backend[Any, Any]]) -> type[Backend[Any, Any]] | None:
+    """The backend that a command has for good: its class, or its name; None for "", where `--backend` says it.
+
+    Raises NotFound for a name that is not installed.
+    """
+    if isinstance(backend, str):
+        from volkit.registry import load_backend
+
+        return load_backend(backend) if backend else None
+    return backend
+
+
+def as_command(prog: str, work: Callable[[], int]) -> int:
+    """Do what a driver's command does; `work` returns how many calls it has left behind (`Engine.close`).
+
+    Returns the exit code: 0 done, 1 it could not be done, 2 it was not asked for rightly; what was wrong is one line on
+    stderr. Ends the process at once where calls are left: their threads are stuck, perhaps in the kernel.
+    """
+    try:
+        left = work()
+    except VolkitError as error:
+        print(f"{prog}: {error.message}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidArgument | NotFound) else 1
+    if left:
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
 
 
 def open_engine(args: argparse.Namespace, backend: type[Backend[Any, Any]] | None = None) -> Engine:

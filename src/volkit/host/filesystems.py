@@ -13,9 +13,11 @@ sufficient.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Final
@@ -42,6 +44,7 @@ __all__ = [
 MIB: Final = 1 << 20
 _XFS_GEOMETRY_V1: Final = 0x80705864  # XFS_IOC_FSGEOMETRY_V1, xfs_fs.h
 _XFS_GEOMETRY: Final = struct.Struct("=8I4Q")
+_LET_GO_SECONDS: Final = 2.0
 _BTRFS_SYSFS: Final = "/sys/fs/btrfs"
 
 
@@ -143,12 +146,21 @@ def _require_blank(found: Probe, device: str, fs_type: str, over_partial: bool) 
 
 
 def _require_unused(descriptor: int, device: str, refused: str) -> None:
-    try:
-        with process.starting:
-            os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-    except OSError as error:
-        users = _block.users(_block.number(descriptor))
-        raise refusal(error, f"{device} is in use{users}, {refused}") from error
+    """A moment is waited for who holds the device and cannot be seen: a process that was killed with it in its hands,
+    whose mount the kernel still takes down. Raises InUse.
+    """
+    end = time.monotonic() + _LET_GO_SECONDS
+    while True:
+        try:
+            with process.starting:
+                os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        except OSError as error:
+            users = _block.users(_block.number(descriptor))
+            if users or error.errno != errno.EBUSY or time.monotonic() > end:
+                raise refusal(error, f"{device} is in use{users}, {refused}") from error
+            time.sleep(0.02)
+        else:
+            return
 
 
 @cache

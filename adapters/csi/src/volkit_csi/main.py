@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import volkit
-from volkit import Backend, InvalidArgument, NotFound, VolkitError
+from volkit import Backend, InvalidArgument
 
 if TYPE_CHECKING:
     from volkit import Engine
@@ -62,15 +62,7 @@ def run(
     prog: str = "volkit-csi",
 ) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 could not serve, 2 bad arguments."""
-    try:
-        left = _serve(argv, environ, backend, name, version, prog)
-    except VolkitError as error:
-        print(f"{prog}: {error.message}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidArgument | NotFound) else 1
-    if left:  # their threads are stuck, perhaps in the kernel: nobody waits for them
-        sys.stderr.flush()
-        os._exit(0)
-    return 0
+    return volkit.launch.as_command(prog, lambda: _serve(argv, environ, backend, name, version, prog))
 
 
 def _serve(
@@ -82,10 +74,7 @@ def _serve(
     prog: str,
 ) -> int:
     """Returns how many calls still run."""
-    if isinstance(backend, str):
-        fixed = volkit.load_backend(backend) if backend else None
-    else:
-        fixed = backend
+    fixed = volkit.launch.fixed_backend(backend)
     args = make_parser(prog, fixed, name).parse(argv, environ, variables=VARIABLES)
     volkit.launch.configure_logging(args.log_level, args.log_format)
     if args.cpus == "one":

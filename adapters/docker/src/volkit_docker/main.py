@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import volkit
-from volkit import Backend, FailedPrecondition, InvalidArgument, NotFound, VolkitError
+from volkit import Backend, FailedPrecondition, InvalidArgument
 from volkit.launch import Parser
 from volkit.sockets import MAX_PATH, UnixSocket, group_id, user_id
 
@@ -50,20 +50,14 @@ def run(
         from volkit_docker.bundle import main as bundle
 
         return bundle(words[1:])
-    fixed: type[Backend[Any, Any]] | None = None
-    if backend:
-        fixed = volkit.load_backend(backend) if isinstance(backend, str) else backend
-    args = make_parser(prog, fixed, name).parse(words, environ)
-    volkit.launch.configure_logging(args.log_level, args.log_format)
-    try:
-        left = _serve(args, fixed, name)
-    except VolkitError as error:
-        print(f"{prog}: {error.message}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidArgument | NotFound) else 1
-    if left:
-        sys.stderr.flush()
-        os._exit(0)
-    return 0
+
+    def serve() -> int:
+        fixed = volkit.launch.fixed_backend(backend)
+        args = make_parser(prog, fixed, name).parse(words, environ)
+        volkit.launch.configure_logging(args.log_level, args.log_format)
+        return _serve(args, fixed, name)
+
+    return volkit.launch.as_command(prog, serve)
 
 
 def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name: str = "") -> Parser:

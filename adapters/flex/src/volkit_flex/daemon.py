@@ -71,8 +71,9 @@ class Daemon:
         draft.rename(self.directory / SERVES)
 
     def register(self) -> None:
-        """See `Service.register`."""
-        self._services["attach"].register()
+        """See `Volumes.register`."""
+        service = self._services["attach"]
+        service.volumes.register(service.limits())
 
     def serve(self) -> None:
         """Answer calls until `stop`, or SIGTERM or SIGINT."""

@@ -76,10 +76,10 @@ def _volume(service: Service, call: Callout) -> tuple[str, bool]:
         store = service.node_records if call.path else service.controller_records
         known = store.get(kind, subject).get("volume", "")
         return (str(known), True) if known else (f"not recorded; looked for by {subject!r}", True)
-    options = service.options(call)
+    options = service.volumes.options(call)
     if service.engine.provisioning is None:
         return f"{options.volume!r}: no controller here, so this is its id", True
-    found = service.find(options.volume, service.limits(), options.secrets)
+    found = service.volumes.find(options.volume, service.limits(), options.secrets)
     if found is not None:
         size = format_size(found.capacity) if found.capacity else "unbounded"
         return f"{options.volume!r} is {found.id} ({found.kind}, {size})", True
@@ -88,7 +88,7 @@ def _volume(service: Service, call: Callout) -> tuple[str, bool]:
 
 def _steps(service: Service, call: Callout, exists: bool) -> Iterator[Step]:
     operations = service.engine.operations
-    options = service.options(call) if call.options else None
+    options = service.volumes.options(call) if call.options else None
     if not exists and call.operation in ("attach", "mount", "mountdevice") and options is not None:
         yield _creation(options)
         if not options.create:
@@ -161,7 +161,7 @@ def _named(operations: Mapping[str, object], name: str, text: str) -> Iterator[S
 def _way(service: Service, options: Options | None) -> str:
     if options is None:
         return ""
-    capability = service.capability(options, "")
+    capability = service.volumes.capability(options, "")
     words = [
         capability.fs_type,
         "read-only" if options.readonly else "writable",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import volkit
-from volkit import Backend, Expands, FailedPrecondition, InvalidArgument, NotFound, VolkitError
+from volkit import Backend, Expands, FailedPrecondition, InvalidArgument
 from volkit.launch import Parser
 from volkit_flex.install import PLUGIN_DIR
 
@@ -72,15 +72,13 @@ def run(
         asked = bool(words) and words[0] in ("-h", "--help", "help")
         print(_USAGE.format(prog=prog), end="", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    try:
-        fixed: type[Backend[Any, Any]] | None = None
-        if backend:
-            fixed = volkit.load_backend(backend) if isinstance(backend, str) else backend
+
+    def work() -> int:
+        fixed = volkit.launch.fixed_backend(backend)
         parser = _parser(f"{prog} {words[0]}", words[0], fixed, vendor, name)
         return command(parser.parse(words[1:], environ), fixed)
-    except VolkitError as error:
-        print(f"{prog}: {error.message}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidArgument | NotFound) else 1
+
+    return volkit.launch.as_command(prog, work)
 
 
 def _parser(
@@ -238,7 +236,7 @@ def _install(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
     engine = open_engine(settings)  # what is wrong with the settings shows now, and not when a pod waits
     try:
         service = Service(engine, attaches=settings["attaches"])
-        service.register()
+        service.volumes.register(service.limits())
         init = service.handle(["init"])
         expands = engine.has(Expands)
     finally:
@@ -315,10 +313,7 @@ def _serve(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
             daemon.close()
     finally:
         left = engine.close(1.0)
-    if left:  # their threads are stuck, perhaps in the kernel: nobody waits for them
-        sys.stderr.flush()
-        os._exit(0)
-    return 0
+    return left
 
 
 def _explain(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:

@@ -73,11 +73,11 @@ def _options(service: Service, name: str, flex: Mapping[str, Any]) -> Options:
     given[NAME] = name
     given["kubernetes.io/fsType"] = flex.get("fsType") or ""
     given["kubernetes.io/readwrite"] = "ro" if flex.get("readOnly") else "rw"
-    return service.options(Callout("getvolumename", {"options": given}))
+    return service.volumes.options(Callout("getvolumename", {"options": given}))
 
 
 def _checked(service: Service, name: str, spec: Mapping[str, Any], options: Options) -> Volume:
-    volume = service.find(options.volume, service.limits(), options.secrets)
+    volume = service.volumes.find(options.volume, service.limits(), options.secrets)
     if volume is None:
         raise NotFound(f"PV {name!r}: the backend has no volume {options.volume!r}, by name or by id")
     if wanted := (spec.get("capacity") or {}).get("storage"):

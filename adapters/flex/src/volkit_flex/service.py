@@ -12,36 +12,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
-from attrs import evolve
-
 import volkit
 from volkit import (
-    FIRST_FORMAT,
-    NO_SECRETS,
-    AccessMode,
     Call,
-    Capability,
     CapacityRange,
     Engine,
     Expands,
     FailedPrecondition,
     InUse,
     NotFound,
-    Secrets,
     VolkitError,
-    Volume,
     carrying,
     events,
 )
 from volkit.guard import hiding
 from volkit.host import mounts, paths
 from volkit.journal import key
-from volkit.options import declared
 from volkit.redaction import redact
 from volkit_flex import records, token, wire
-from volkit_flex.options import Options, read_options, secret_values
-from volkit_flex.records import Records
+from volkit_flex.options import Options, secret_values
 from volkit_flex.token import Attachment
+from volkit_flex.volumes import Volumes
 from volkit_flex.wire import Callout
 
 if TYPE_CHECKING:
@@ -53,9 +44,6 @@ CALL_SECONDS: Final = 110.0
 WAIT_SECONDS: Final = 5.0
 """How long another operation on the volume is waited for; kubelet repeats what fails."""
 
-_WRITERS = (AccessMode.SINGLE_NODE_MULTI_WRITER, AccessMode.SINGLE_NODE_WRITER)
-_READERS = (AccessMode.MULTI_NODE_READER_ONLY, AccessMode.SINGLE_NODE_READER_ONLY)
-_EVERYBODY = (AccessMode.MULTI_NODE_MULTI_WRITER, *_WRITERS)
 _MAX_NAME = 200
 
 _log = logging.getLogger("volkit.flex")
@@ -90,8 +78,9 @@ class Service:
         self.engine = engine
         self.attaches = attaches
         self.staging = engine.state_dir / "flex"
-        self.node_records = Records(engine.node_journal)
-        self.controller_records = Records(engine.journal)
+        self.volumes = Volumes(engine, attaches=attaches)
+        self.node_records = self.volumes.node_records
+        self.controller_records = self.volumes.controller_records
 
     def handle(self, words: list[str]) -> Answer:
         """The answer to a command line. Never raises, and never tells a secret."""
@@ -157,37 +146,41 @@ class Service:
     # -- attach and detach: the controller manager
 
     def attach(self, call: Callout, limits: Call) -> Answer:
-        options = self.options(call)
+        options = self.volumes.options(call)
         old = self.controller_records.get(records.PV, options.name)
         nodes = sorted({*old.get("nodes", ()), call.node})
         if not old:  # what was begun for this PV is known, also where there is no volume yet
             self.controller_records.put(records.PV, options.name, volume=options.volume, nodes=[])
-        volume_id, context = self._volume(options, limits)
+        volume_id, context = self.volumes.resolve(options, limits)
         self.controller_records.put(records.PV, options.name, volume=volume_id, nodes=nodes)
-        published = self._attached(volume_id, context, call.node, options, limits)
+        published = self.volumes.attach(volume_id, context, call.node, options, limits)
         return {"device": token.encode(Attachment(volume_id, published, context))}
 
     def isattached(self, call: Callout, limits: Call) -> Answer:
-        options = self.options(call)
+        options = self.volumes.options(call)
         record = self.controller_records.get(records.PV, options.name)
-        volume_id = str(record.get("volume", "")) or self._found_id(options.volume, limits, options.secrets)
+        volume_id = str(record.get("volume", "")) or self.volumes.id_of(
+            options.volume, limits, options.secrets
+        )
         if not volume_id:
             return {"attached": False}
-        if self._publishes and self.engine.provisioning is not None:
+        if self.volumes.publishes and self.engine.provisioning is not None:
             nodes = self.engine.provisioning.attaching.nodes_of(volume_id)
             return {"attached": call.node in nodes}
         return {"attached": call.node in record.get("nodes", ())}
 
     def detach(self, call: Callout, limits: Call) -> Answer:
         record = self.controller_records.get(records.PV, call.name)
-        volume_id = str(record.get("volume", "")) or self._found_id(call.name, limits)
+        volume_id = str(record.get("volume", "")) or self.volumes.id_of(call.name, limits)
         if not volume_id:
             _log.warning(
                 "detach of %r: no volume is known by that name, so there is nothing to detach", call.name
             )
             return {}
-        if self._publishes:
-            request = volkit.ControllerUnpublishRequest(volume_id=volume_id, node_id=self._node_id(call.node))
+        if self.volumes.publishes:
+            request = volkit.ControllerUnpublishRequest(
+                volume_id=volume_id, node_id=self.volumes.node_id(call.node)
+            )
             with suppress(NotFound):
                 self.engine.run("controller_unpublish", request, limits)
         left = [node for node in record.get("nodes", ()) if node != call.node]
@@ -204,8 +197,8 @@ class Service:
     # -- mount and unmount: kubelet
 
     def mountdevice(self, call: Callout, limits: Call) -> Answer:
-        options = self.options(call)
-        attachment = self._attachment(call, options, limits)
+        options = self.volumes.options(call)
+        attachment = self.volumes.attachment(call, options, limits)
         self.node_records.put(
             records.DEVICE,
             options.name,
@@ -226,7 +219,7 @@ class Service:
             request = volkit.NodeStageRequest(
                 volume_id=attachment.volume_id,
                 staging_target_path=call.path,
-                capability=self.capability(options, attachment.volume_id),
+                capability=self.volumes.capability(options, attachment.volume_id),
                 publish_context=attachment.publish_context,
                 volume_context=attachment.volume_context,
                 secrets=options.secrets,
@@ -249,11 +242,11 @@ class Service:
         return {}
 
     def mount(self, call: Callout, limits: Call) -> Answer:
-        options = self.options(call)
+        options = self.volumes.options(call)
         if self.attaches:
             return self._publish(call, options, limits)
         with self._one_at_a_time(options.volume, limits):
-            volume_id, context = self._volume(options, limits)
+            volume_id, context = self.volumes.resolve(options, limits)
             staging = self._staging(volume_id)
             self.node_records.put(
                 records.PATH,
@@ -268,7 +261,7 @@ class Service:
                 volume_id,
                 target=call.path,
                 staging=staging,
-                capability=self.capability(options, volume_id),
+                capability=self.volumes.capability(options, volume_id),
                 readonly=options.readonly,
                 volume_context=context,
                 secrets=options.secrets,
@@ -293,7 +286,7 @@ class Service:
             volume_id=volume_id,
             target_path=call.path,
             staging_target_path=device["path"] if "node_stage" in self.engine.operations else "",
-            capability=self.capability(options, volume_id),
+            capability=self.volumes.capability(options, volume_id),
             readonly=options.readonly,
             publish_context=device["publish_context"],
             volume_context=device["volume_context"],
@@ -347,12 +340,12 @@ class Service:
     # -- grow
 
     def expandvolume(self, call: Callout, limits: Call) -> Answer:
-        volume_id = self._known_id(call, limits)
+        volume_id = self.volumes.of_call(call, limits)
         return {"volumeNewSize": self._grow(volume_id, call, limits)}
 
     def expandfs(self, call: Callout, limits: Call) -> Answer:
         """The backend grows here too: a current controller manager never calls expandvolume."""
-        volume_id = self._known_id(call, limits)
+        volume_id = self.volumes.of_call(call, limits)
         if self.engine.provisioning is not None:
             self._grow(volume_id, call, limits)
         request = volkit.NodeExpandRequest(
@@ -366,159 +359,10 @@ class Service:
         request = volkit.ExpandVolumeRequest(
             volume_id=volume_id,
             capacity_range=CapacityRange(required=call.new_size),
-            secrets=self.options(call).secrets,
+            secrets=self.volumes.options(call).secrets,
         )
         size: int = self.engine.run("expand_volume", request, limits).capacity
         return size
-
-    # -- which volume
-
-    def options(self, call: Callout) -> Options:
-        """The options of a call, read. Raises InvalidArgument."""
-        options = read_options(call, self.engine.backend, attaches=self.attaches)
-        if options.explicit or options.create:
-            return options
-        default = self.engine.backend.default_volume(self.engine.settings)
-        return evolve(options, volume=default, inline=False) if default else options
-
-    @property
-    def _publishes(self) -> bool:
-        return "controller_publish" in self.engine.operations
-
-    def _volume(self, options: Options, limits: Call) -> tuple[str, dict[str, str]]:
-        """Its id and context; made where it does not exist and the options ask for it. Raises NotFound."""
-        volume = None
-        if self.engine.provisioning is not None:
-            volume = self.find(options.volume, limits, options.secrets) or self._created(options, limits)
-        theirs = {spelling for one in declared(self.engine.backend.parameters) for spelling in one.spellings}
-        context = {name: value for name, value in options.parameters.items() if name not in theirs}
-        context.update(volume.context if volume is not None else {})
-        if options.first_format:
-            context[FIRST_FORMAT] = "true"
-        return (volume.id if volume is not None else options.volume), context
-
-    def _created(self, options: Options, limits: Call) -> Volume:
-        if not options.create:
-            raise NotFound(
-                f"there is no volume {options.volume!r}: make it first, name another one by the option 'volume', or "
-                "ask for it to be made by the option 'size' or 'create: \"true\"'"
-            )
-        if options.inline:
-            _log.warning(
-                "volume %r is made for this pod alone: a PV needs the option 'volume'", options.volume
-            )
-        request: volkit.CreateVolumeRequest[Any] = volkit.CreateVolumeRequest(
-            name=options.volume,
-            parameters=options.parameters,
-            capacity_range=options.wanted.capacity,
-            capabilities=(self.capability(options, ""),),
-            source=self._source(options, limits),
-            secrets=options.secrets,
-            metadata=options.metadata,
-        )
-        return self.engine.run("create_volume", request, limits)  # type: ignore[no-any-return]
-
-    def _source(self, options: Options, limits: Call) -> volkit.Source | None:
-        source = options.wanted.source
-        if isinstance(source, volkit.CloneSource):
-            if not (found := self._found_id(source.volume_id, limits, options.secrets)):
-                raise NotFound(f"there is no volume {source.volume_id!r} to clone")
-            return volkit.CloneSource(found)
-        return source
-
-    def find(self, name: str, limits: Call, secrets: Secrets = NO_SECRETS) -> Volume | None:
-        """The volume of this name, or of this id; None where it is proven that there is none."""
-        found = self.engine.find(name, limits, secrets)
-        if found is not None:
-            return found
-        with suppress(NotFound):
-            request = volkit.GetVolumeRequest(volume_id=name, secrets=secrets)
-            entry = self.engine.run("get_volume", request, limits)
-            return entry.volume  # type: ignore[no-any-return]
-        return None
-
-    def _found_id(self, name: str, limits: Call, secrets: Secrets = NO_SECRETS) -> str:
-        """Its id, "" where there is none; where no storage can be asked, a name is an id."""
-        if self.engine.provisioning is None:
-            return name
-        found = self.find(name, limits, secrets)
-        return found.id if found is not None else ""
-
-    def _known_id(self, call: Callout, limits: Call) -> str:
-        """The volume of a call that has a path and options. Raises NotFound."""
-        record = self.node_records.get(records.PATH, call.path)
-        if record.get("volume"):
-            return str(record["volume"])
-        options = self.options(call)
-        if not (found := self._found_id(options.volume, limits, options.secrets)):
-            raise NotFound(f"there is no volume {options.volume!r}")
-        return found
-
-    def _attachment(self, call: Callout, options: Options, limits: Call) -> Attachment:
-        """What attach answered; else, of a driver before this one, what the storage says."""
-        attachment = token.decode(call.device)
-        if attachment is not None:
-            return attachment
-        volume_id, context = self._volume(options, limits)
-        published = self._attached(volume_id, context, self.engine.node_id, options, limits)
-        return Attachment(volume_id, published, context)
-
-    def _attached(
-        self, volume_id: str, context: Mapping[str, str], node: str, options: Options, limits: Call
-    ) -> Mapping[str, str]:
-        """Attached to a node, where the storage does that: what the node needs to find it."""
-        if not self._publishes:
-            return {}
-        request = volkit.ControllerPublishRequest(
-            volume_id=volume_id,
-            node_id=self._node_id(node),
-            capability=self.capability(options, volume_id),
-            readonly=options.readonly,
-            volume_context=context,
-            secrets=options.secrets,
-        )
-        published: Mapping[str, str] = self.engine.run("controller_publish", request, limits).publish_context
-        return published
-
-    def _node_id(self, node: str) -> str:
-        """The node as the backend knows it: with what it told of itself, where the journal is shared."""
-        return str(self.controller_records.get(records.NODE, node).get("node_id", node))
-
-    def register(self) -> None:
-        """Tell the controller's side what this node tells of itself (initiators), through a journal that is shared."""
-        if self.engine.node is None:
-            return
-        told = self.engine.run("node_info", volkit.NodeInfoRequest(), self.limits()).node_id
-        if told != self.engine.node_id:
-            self.controller_records.put(records.NODE, self.engine.node_id, node_id=told)
-
-    def capability(self, options: Options, volume_id: str) -> Capability:
-        """How the volume is made and mounted: writable by all pods of a node, or of all nodes where it is no disk.
-
-        Read-only disks are mounted so on many nodes; on a node that has one mounted for writing already, a pod that
-        only reads gets a read-only view of that mount.
-        """
-        backend = self.engine.backend
-        block = backend.volume.kind == "block"
-        modes: tuple[AccessMode, ...] = _WRITERS if block else _EVERYBODY
-        if block and options.readonly and not self._is_written_here(volume_id):
-            modes = _READERS
-        possible = backend.limits.access_modes
-        mode = next(
-            (one for one in modes if one in possible), next(iter(sorted(possible, key=lambda one: one.value)))
-        )
-        told = self.engine.has(volkit.ConnectsPerPod)
-        return Capability(
-            access_mode=mode,
-            fs_type=options.fs_type if block else "",
-            mount_flags=options.wanted.asked.mount_flags,
-            volume_mount_group=options.fs_group if told else "",
-        )
-
-    def _is_written_here(self, volume_id: str) -> bool:
-        state = self.engine.node_state
-        record = state.stage_record(volume_id) if state is not None and volume_id else None
-        return record is not None and not AccessMode(record["capability"][0]).read_only
 
     # -- places
 
@@ -539,7 +383,7 @@ class Service:
         """The volume of a mount that no record tells of, as after a lost journal: by the PV's name, or by what is
         mounted; "" where nothing is known.
         """
-        if name and self.engine.provisioning is not None and (found := self._found_id(name, limits)):
+        if name and self.engine.provisioning is not None and (found := self.volumes.id_of(name, limits)):
             return found
         if not mounts.is_mount_point(path):
             return ""

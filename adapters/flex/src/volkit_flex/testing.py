@@ -119,8 +119,8 @@ def _can_say(engine: Engine, request: Any) -> bool:
     """Can a FlexVolume call ask for this: a file system, with the access mode that the driver chooses?"""
     capability: Capability = request.capability
     service = Service(engine, attaches=True)
-    chosen = service.capability(
-        service.options(wire.read(["getvolumename", _options(request)])), request.volume_id
+    chosen = service.volumes.capability(
+        service.volumes.options(wire.read(["getvolumename", _options(request)])), request.volume_id
     )
     own = all("," not in flag and flag not in ("ro", "rw") for flag in capability.mount_flags)
     return own and chosen == capability

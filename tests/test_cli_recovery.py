@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import threading
 from collections.abc import Callable, Iterator
@@ -28,16 +27,6 @@ STAGE = {
     "state": "connecting",
     "since": 1.0,
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    """The commands set their process's logging up, to a stream that is closed when the test ends."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture

@@ -154,10 +154,7 @@ class Telling:
 
     def begin(self, operation: str, subject: str, request: object) -> tuple[Event, Token[str] | None, float]:
         """What `end` is to be given."""
-        token = None
-        if not (call := _request.get()):
-            call = _new_id()
-            token = _request.set(call)
+        known = _request.get()
         volume = getattr(request, "volume_id", "") or getattr(request, "source_volume_id", "")
         path = ""
         for name in _PATHS:
@@ -167,12 +164,13 @@ class Telling:
             operation=operation,
             backend=self._backend,
             node=self._node,
-            request=call,
+            request=known or _new_id(),
             subject=subject,
             volume=volume,
             path=path,
             began=time.time(),
         )
+        token = None if known else _request.set(event.request)
         for listener in self._begin:
             _told(listener.begun, event)
         return event, token, time.monotonic()

@@ -33,9 +33,20 @@ def hide(*values: str) -> None:
 
 def configure_logging(level: str = "info", form: str = "text", stream: TextIO | None = None) -> None:
     """Log to `stream` (default: stderr) lines for people (`text`) or JSON objects, one a line (`json`)."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = logging.StreamHandler(stream) if stream else _ToStderr()
     handler.setFormatter(_JsonLines() if form == "json" else _Lines())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """To what is stderr at the moment of each line: a call that was left behind may end after it was exchanged."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 class OperationLog(Listener):

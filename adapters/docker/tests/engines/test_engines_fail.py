@@ -94,7 +94,9 @@ def test_dockerd_ends_with_containers_running(
     docker.stop()
 
 
-def test_the_plugin_dies_while_dockerd_is_away(docker: Docker, plugin: Plugin) -> None:
+def test_the_plugin_dies_while_dockerd_is_away(docker: Docker, hasty: Plugin) -> None:
+    """What dockerd mounts again and ends once is taken down when nobody has had it for the grace."""
+    plugin = hasty
     docker.ok("volume", "create", "-d", plugin.name, "-o", "size=16Mi", "f1")
     run(docker, "one", "f1", "--restart", "always")
     docker.ok("exec", "one", "sh", "-c", "echo kept > /data/file")

@@ -12,7 +12,7 @@ failed=0
 if [ $# = 0 ]; then
     # In processes of their own, which stay small, and on memory: each of thousands of kills is a fork of one, and synced.
     echo "== pytest: the crash matrix"
-    matrix=(tests/testing plugins/volkit-{local,loop}/tests/test_conformance.py)
+    matrix=(tests/testing plugins/volkit-{local,loop}/tests/test_conformance.py plugins/volkit-loop/tests/test_power_cut.py)
     shm=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo /tmp)" volkit.XXXXXX)
     trap 'rm -rf "$shm"' EXIT
     .venv/bin/pytest -q --numprocesses 2 --dist worksteal --basetemp "$shm/tmp" --volkit-faults=full "${matrix[@]}" ||

@@ -59,6 +59,9 @@ class Plugin:
         seen: float = 5.0,
         settle: float = 30.0,
         overcommit: str = "1000",
+        pool: Path | None = None,
+        node: str = "n1",
+        journal: str = "",
     ) -> None:
         self.home, self.name, self.overcommit, self.seen = home, name, overcommit, seen
         self.socket = f"/run/docker/plugins/{name}.sock"
@@ -66,7 +69,9 @@ class Plugin:
         self.log = home / "log"
         self.grace, self.settle = grace, settle
         self.process: subprocess.Popen[bytes] | None = None
-        (home / "pool").mkdir(parents=True, exist_ok=True)
+        self.pool, self.node, self.journal = pool or home / "pool", node, journal
+        home.mkdir(parents=True, exist_ok=True)
+        self.pool.mkdir(exist_ok=True)
 
     def start(self) -> Plugin:
         before = f"import volkit.uses as u; u.GRACE_SECONDS = {self.grace}; u.WATCH_SECONDS = {self.settle}"
@@ -76,11 +81,12 @@ class Plugin:
             "--backend",
             "loop",
             "-o",
-            f"pool={self.home}/pool",
+            f"pool={self.pool}",
             "-o",
             f"overcommit={self.overcommit}",
             "--node-id",
-            "n1",
+            self.node,
+            *(["--journal", self.journal] if self.journal else []),
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,16 +140,16 @@ def cycles(plugin: Plugin, rounds: int, mark: str) -> dict[str, str]:
     times: dict[str, list[float]] = {call: [] for call in CALLS}
     for number in range(rounds):
         name = f"{mark}{number}"
-        times["Create"].append(timed(lambda: plugin.create(name)))  # noqa: B023
+        times["Create"].append(timed(partial(plugin.create, name)))
         request = {"Name": name, "ID": "one"}
         for what in ("first Mount", "Get", "Unmount", "Mount", "Get", "Unmount"):
             call = what.removeprefix("first ")
-            times[what].append(timed(lambda: plugin.call(call, request)))  # noqa: B023
+            times[what].append(timed(partial(plugin.call, call, request)))
             if call == "Unmount":
                 time.sleep(PAUSE)
         if number % 10 == 0:
             times["List"].append(timed(lambda: plugin.call("List")))
-        times["Remove"].append(timed(lambda: plugin.call("Remove", {"Name": name})))  # noqa: B023
+        times["Remove"].append(timed(partial(plugin.call, "Remove", {"Name": name})))
     return {call: quantiles(values) for call, values in times.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -39,7 +40,7 @@ class TestMemoryOverDocker(DockerSuite):
     sample_faults: ClassVar[int | None] = 8
     sequences: ClassVar[int] = 10
     backend = MemoryBackend
-    mutable = {"tier": "slow"}  # noqa: RUF012 (read only)
+    mutable: ClassVar[Mapping[str, str]] = {"tier": "slow"}
 
     def storage(self, directory: Path) -> Storage:
         settings = memory_settings(root=directory)

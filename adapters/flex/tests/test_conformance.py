@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,7 +51,7 @@ class ArrayWitness(Witness):
 
 class TestMemoryOverFlex(FlexSuite):
     backend = MemoryBackend
-    mutable = {"tier": "slow"}  # noqa: RUF012 (read only)
+    mutable: ClassVar[Mapping[str, str]] = {"tier": "slow"}
 
     def storage(self, directory: Path) -> Storage:
         settings = memory_settings(root=directory)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import attrs
 import kubernetes_validate
@@ -51,11 +52,11 @@ class Settings:
 
 
 class Attaching(Controller[Settings, object], TakesIds, Publishes):
-    def create_volume(self, request): ...  # type: ignore[no-untyped-def]
-    def delete_volume(self, request): ...  # type: ignore[no-untyped-def]
-    def get_volume(self, request): ...  # type: ignore[no-untyped-def]
-    def controller_publish(self, request): ...  # type: ignore[no-untyped-def]
-    def controller_unpublish(self, request): ...  # type: ignore[no-untyped-def]
+    def create_volume(self, request: Any) -> Any: ...
+    def delete_volume(self, request: Any) -> Any: ...
+    def get_volume(self, request: Any) -> Any: ...
+    def controller_publish(self, request: Any) -> Any: ...
+    def controller_unpublish(self, request: Any) -> Any: ...
 
 
 @attrs.frozen
@@ -65,10 +66,10 @@ class GuardedSettings:
 
 
 class Plain(Node[Settings]):
-    def connect(self, request):  # type: ignore[no-untyped-def]
+    def connect(self, request: Any) -> Any:
         return FileConnection(directory="/")
 
-    def disconnect(self, request): ...  # type: ignore[no-untyped-def]
+    def disconnect(self, request: Any) -> Any: ...
 
 
 class Guarded(Backend[GuardedSettings, object]):

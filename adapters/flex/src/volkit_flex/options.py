@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from attrs import frozen
 
@@ -54,7 +55,7 @@ class Options:
     parameters: Mapping[str, str]
 
 
-def read_options(call: Callout, backend: type[Backend], *, attaches: bool) -> Options:  # type: ignore[type-arg]
+def read_options(call: Callout, backend: type[Backend[Any, Any]], *, attaches: bool) -> Options:
     """`attaches`: the driver is one with attach, where no volume is a pod's alone.
 
     Raises InvalidArgument: a value that cannot be read, a secret that is not base64, a volume that nothing names.

@@ -87,7 +87,8 @@ class Volumes:
             secrets=options.secrets,
             metadata=options.metadata,
         )
-        return self.engine.run("create_volume", request, limits)  # type: ignore[no-any-return]
+        made: Volume = self.engine.run("create_volume", request, limits)
+        return made
 
     def _source(self, options: Options, limits: Call) -> volkit.Source | None:
         source = options.wanted.source
@@ -105,7 +106,8 @@ class Volumes:
         with suppress(NotFound):
             request = volkit.GetVolumeRequest(volume_id=name, secrets=secrets)
             entry = self.engine.run("get_volume", request, limits)
-            return entry.volume  # type: ignore[no-any-return]
+            volume: Volume = entry.volume
+            return volume
         return None
 
     def id_of(self, name: str, limits: Call, secrets: Secrets = NO_SECRETS) -> str:

@@ -50,8 +50,7 @@ class Host:
 
     def serve(self) -> subprocess.Popen[bytes]:
         """A daemon that answers."""
-        log = open(self.home / "serve.log", "ab")  # noqa: SIM115 (the daemon's)
-        with log:
+        with open(self.home / "serve.log", "ab") as log:
             daemon = subprocess.Popen(
                 [sys.executable, "-m", "volkit_flex.main", "serve", *self.flags("--node-id", "node1")],
                 stdout=log,

@@ -218,7 +218,7 @@ class FaultCases:
         from volkit.testing.machine import random_sequences
 
         many = 100 if volkit_kit.full or not volkit_kit.storage.outlives else 10
-        random_sequences(volkit_kit, examples=volkit_kit.suite.sequences or many)
+        random_sequences(volkit_kit, examples=volkit_kit.sequences or volkit_kit.suite.sequences or many)
 
     def test_a_call_that_hangs_holds_up_its_own_volume(self, volkit_kit: Kit) -> None:
         kit = volkit_kit

@@ -89,9 +89,11 @@ def lacking(needed: tuple[Any, ...], has: Callable[[type[Any]], bool]) -> str:
 class Kit:
     """What a case gets. Everything it makes through `run` is removed by `close`, and has to be gone then."""
 
-    def __init__(self, suite: BackendSuite, directory: Path, *, full: bool = False) -> None:
+    def __init__(self, suite: BackendSuite, directory: Path, *, full: bool = False, sequences: int = 0) -> None:
         self.suite = suite
         self.full = full and not suite.sampled
+        self.sequences = sequences
+        """So many random sequences, other ones in each run; 0: always the same, as many as the suite says."""
         self.directory = directory
         (directory / "storage").mkdir()
         self.storage: Storage = suite.storage(directory / "storage")
@@ -117,7 +119,7 @@ class Kit:
         """A kit of the same suite, with a directory, and so as a rule a storage, of its own."""
         directory = self.directory / f"kit-{next(self._numbers)}"
         directory.mkdir()
-        return Kit(self.suite, directory, full=self.full)
+        return Kit(self.suite, directory, full=self.full, sequences=self.sequences)
 
     def _check_witness(self, controller: type | None) -> None:
         for name in required_of(controller):

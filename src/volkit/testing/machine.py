@@ -380,7 +380,7 @@ def oracle_for(kit: Kit) -> type[Backend[Any, Any]]:
 
 
 def random_sequences(kit: Kit, *, examples: int, steps: int = 20) -> None:
-    """Try `examples` sequences of at most `steps` calls, always the same. Raises a Fault with a short script."""
+    """Try `examples` sequences of at most `steps` calls. Raises a Fault with a short script."""
     scripts: list[str] = []
 
     class Machine(_Machine):
@@ -409,7 +409,7 @@ def random_sequences(kit: Kit, *, examples: int, steps: int = 20) -> None:
         stateful_step_count=steps,
         deadline=None,
         database=None,
-        derandomize=True,
+        derandomize=not kit.sequences,
         phases=(Phase.generate, Phase.shrink),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         print_blob=False,

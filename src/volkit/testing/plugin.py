@@ -20,6 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="sampled",
         help="on a real storage, try some of the faults, or all of them (default: sampled)",
     )
+    group.addoption(
+        "--volkit-sequences",
+        type=int,
+        default=0,
+        metavar="N",
+        help="try N random sequences of calls, other ones in each run (default: always the same few)",
+    )
 
 
 @pytest.fixture
@@ -31,7 +38,9 @@ def volkit_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
     suite: Any = request.instance
     if faults := broken_rules(type(suite)):
         pytest.fail("; ".join(faults), pytrace=False)
-    kit = Kit(suite, tmp_path, full=request.config.getoption("--volkit-faults") == "full")
+    option = request.config.getoption
+    full, sequences = option("--volkit-faults") == "full", option("--volkit-sequences")
+    kit = Kit(suite, tmp_path, full=full, sequences=sequences)
     reason = missing(request.function, kit.has)
     if request.function.__name__.startswith("test_kill_") and not kit.storage.outlives:
         reason = "the storage ends with its process: test_faults_… has its kills"

@@ -233,7 +233,7 @@ class DockerDriver:
         usual = self._uses.capability(Asked())
         plain = request.capability == usual and not request.readonly and not request.secrets
         free = use is None or use.path == target
-        if not (name and plain and free and self._is_staged(request.volume_id, staging)):
+        if not (name and plain and free and self._is_as_mount_leaves_it(request)):
             return self._engine.run("node_publish", request)
         if use is None:
             self._uses.places[request.volume_id] = {"path": target, "staging": staging}
@@ -250,9 +250,14 @@ class DockerDriver:
             self._call("Unmount", Name=use.name, ID=use.path)
         return None
 
-    def _is_staged(self, volume_id: str, staging: str) -> bool:
-        entry = self._engine.node_journal.get(key("stage", volume_id))
-        return entry is not None and entry.value.get("path") == staging
+    def _is_as_mount_leaves_it(self, request: Any) -> bool:
+        """Staged as is asked, and attached nowhere else: Mount repeats these steps, and would be refused."""
+        staged = self._engine.node_journal.get(key("stage", request.volume_id))
+        if staged is None or staged.value.get("path") != request.staging_target_path:
+            return False
+        attached = {entry.key for entry in self._engine.journal.scan(key("attach", request.volume_id, ""))}
+        elsewhere = attached - {key("attach", request.volume_id, self._engine.node_id)}
+        return staged.value["capability"] == request.capability.record() and not elsewhere
 
 
 def _options(request: Any) -> dict[str, str] | None:

@@ -89,7 +89,9 @@ def lacking(needed: tuple[Any, ...], has: Callable[[type[Any]], bool]) -> str:
 class Kit:
     """What a case gets. Everything it makes through `run` is removed by `close`, and has to be gone then."""
 
-    def __init__(self, suite: BackendSuite, directory: Path, *, full: bool = False, sequences: int = 0) -> None:
+    def __init__(
+        self, suite: BackendSuite, directory: Path, *, full: bool = False, sequences: int = 0
+    ) -> None:
         self.suite = suite
         self.full = full and not suite.sampled
         self.sequences = sequences

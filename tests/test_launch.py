@@ -15,7 +15,7 @@ import pytest
 from attrs import frozen
 
 import volkit
-from volkit import FailedPrecondition, InvalidArgument, NotFound, launch, logs, option
+from volkit import FailedPrecondition, InvalidArgument, NotFound, arguments, launch, logs, option
 
 
 @frozen
@@ -68,9 +68,9 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def parser() -> launch.Parser:
-    made = launch.Parser(prog="volkit-test")
-    launch.add_arguments(made)
+def parser() -> arguments.Parser:
+    made = arguments.Parser(prog="volkit-test")
+    arguments.add_arguments(made)
     made.add_argument("--endpoint", default="default")
     made.add_argument("--port", type=int, default=0)
     made.add_argument("--verbose", action="store_true")
@@ -285,8 +285,8 @@ def test_an_engine_is_opened(tmp_path: Path) -> None:
 
 
 def test_a_driver_may_be_made_for_one_backend(tmp_path: Path) -> None:
-    made = launch.Parser(prog="acme-csi")
-    launch.add_arguments(made, Acme)
+    made = arguments.Parser(prog="acme-csi")
+    arguments.add_arguments(made, Acme)
     with pytest.raises(SystemExit):
         made.parse(["--backend", "other"], {})
     args = made.parse(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from volkit import (
+        arguments,
         backend,
         errors,
         hookspecs,
@@ -299,6 +300,7 @@ __all__ = [
     "hookspecs",
     "host",
     "interfaces",
+    "arguments",
     "launch",
     "lifecycle",
     "model",
@@ -345,7 +347,7 @@ _NAMES = {
     "validate": "file_name split_metadata",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
-_MODULES = frozenset({*_NAMES, "host", "launch", "rendering"})
+_MODULES = frozenset({*_NAMES, "arguments", "host", "launch", "rendering"})
 
 
 def __getattr__(name: str) -> Any:

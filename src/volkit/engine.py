@@ -10,7 +10,6 @@ volume = engine.run("create_volume", CreateVolumeRequest(name="pvc-1", parameter
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volkit.backend import Backend, supported
+from volkit.digests import digest
 from volkit.errors import FailedPrecondition, InvalidArgument, Unsupported
 from volkit.events import Listener, Tally, Telling, subject_of
 from volkit.guard import hiding, secrets_of
@@ -196,7 +196,7 @@ class Engine:
         """For an adapter: note that a driver listens on this unix socket, until the block is left. Of one that was
         killed the note tells `volkit doctor` what it left there.
         """
-        note = self.state_dir / "sockets" / hashlib.blake2b(socket.encode(), digest_size=8).hexdigest()
+        note = self.state_dir / "sockets" / digest(socket, 8).hex()
         with suppress(OSError):
             note.parent.mkdir(mode=0o700, exist_ok=True)
             note.write_text(socket)

@@ -12,7 +12,6 @@ With a journal that several hosts share, a lock is also a lease in it, taken aft
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import struct
 import threading
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from volkit.digests import digest
 from volkit.errors import Aborted, Unavailable
 from volkit.journal import Lease, SharedJournal
 
@@ -119,7 +119,7 @@ class Locks:
 
 def byte_of(key: str) -> int:
     """The byte of the lock file that stands for a key."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 2
+    return int.from_bytes(digest(key, 8)) >> 2
 
 
 def _left(deadline: float) -> float:

@@ -14,7 +14,6 @@ from there.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from attrs import frozen
 
+from volkit.digests import digest
 from volkit.errors import AlreadyExists, Ambiguous, NotFound, Unavailable, VolkitError
 from volkit.interfaces import Controller, FindsByName, TakesIds, TakesTokens
 from volkit.journal import Delete, Journal, Put, key
@@ -87,7 +87,7 @@ class Making(Generic[T]):
         """
         if not self._takes_ids:
             return ""
-        return f"{self._sort[0]}-{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
+        return f"{self._sort[0]}-{digest(name, 16).hex()}"
 
     def lock_name(self, name: str, wait: float) -> AbstractContextManager[None]:
         """Create's side of the lock domain: the name, and the id where it is known already."""
@@ -173,7 +173,7 @@ class Making(Generic[T]):
         nothing; where the storage answers one with a thing that was deleted since, the next one is taken.
         """
         for generation in range(_GENERATIONS):
-            token = hashlib.blake2b(f"{self._sort}/{generation}/{name}".encode(), digest_size=16).hexdigest()
+            token = digest(f"{self._sort}/{generation}/{name}", 16).hex()
             thing = make(self.id_for(name), token)
             if self._findable or not self._repeatable or self._look_for(thing.id, name, secrets) is not None:
                 return thing

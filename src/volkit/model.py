@@ -8,13 +8,14 @@ reader.
 from __future__ import annotations
 
 import enum
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from types import MappingProxyType
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 MAX_BYTES: Final = 2**63 - 1
 """The largest size there is: the wire's and the kernel's sizes are signed 64-bit."""
@@ -38,6 +39,30 @@ def _tuple(values: Iterable[Any]) -> tuple[Any, ...]:
     if isinstance(values, str):
         raise TypeError(f"{values!r} is one text where several values are due: write ({values!r},)")
     return tuple(values)
+
+
+class Value:
+    """Equality, hash and repr of frozen attrs classes, once for all. attrs would write them for each, which is half the
+    time that it takes to make one: a FlexVolume call is a process, and pays for fifty.
+    """
+
+    __slots__ = ()
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, one.name) for one in fields(cast("Any", type(self))))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Value) or other.__class__ is not self.__class__:
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((self.__class__, self._values()))
+
+    def __repr__(self) -> str:
+        shown = zip(fields(cast("Any", type(self))), self._values(), strict=True)
+        texts = (f"{one.name}={(one.repr if callable(one.repr) else repr)(value)}" for one, value in shown)
+        return f"{type(self).__name__}({', '.join(texts)})"
 
 
 class Secrets(Mapping[str, str]):
@@ -109,8 +134,8 @@ class AccessType(enum.Enum):
     BLOCK = "block"
 
 
-@frozen(kw_only=True)
-class Capability:
+@frozen(kw_only=True, eq=False, repr=False)
+class Capability(Value):
     """What a user wants of a volume: how it is seen, by how many, and with which mount flags.
 
     `fs_type` is "" for "the backend's default". `mount_flags` may carry credentials (a CIFS password) and are
@@ -137,8 +162,8 @@ class Capability:
         return [self.access_mode.value, self.access_type.value, self.fs_type, self.volume_mount_group]
 
 
-@frozen(kw_only=True)
-class CapacityRange:
+@frozen(kw_only=True, eq=False, repr=False)
+class CapacityRange(Value):
     """A size in bytes: at least `required`, at most `limit`; 0 says nothing (CSI spec, CapacityRange)."""
 
     required: int = 0
@@ -165,6 +190,8 @@ class Topology:
         ends in its hash.
         """
         if len(node_id) > 63:
+            import hashlib
+
             node_id = f"{node_id[:46]}-{hashlib.sha256(node_id.encode()).hexdigest()[:16]}"
         return cls({NODE_SEGMENT: node_id})
 
@@ -176,8 +203,8 @@ class Topology:
         return all(here.get(key.lower()) == value for key, value in self.segments.items())
 
 
-@frozen(kw_only=True)
-class TopologyRequirement:
+@frozen(kw_only=True, eq=False, repr=False)
+class TopologyRequirement(Value):
     """Where a volume must be reachable from: one of `requisite`; `preferred` in order of preference (CSI
     spec, TopologyRequirement).
     """
@@ -200,15 +227,15 @@ class TopologyRequirement:
         return ", ".join(str(dict(place.segments)) for place in places[:3]) or "any place"
 
 
-@frozen
-class SnapshotSource:
+@frozen(eq=False, repr=False)
+class SnapshotSource(Value):
     """The content comes from this snapshot."""
 
     snapshot_id: str
 
 
-@frozen
-class CloneSource:
+@frozen(eq=False, repr=False)
+class CloneSource(Value):
     """The content comes from this volume."""
 
     volume_id: str
@@ -217,8 +244,8 @@ class CloneSource:
 Source = SnapshotSource | CloneSource
 
 
-@frozen(kw_only=True)
-class Volume:
+@frozen(kw_only=True, eq=False, repr=False)
+class Volume(Value):
     """One volume, complete: the record that every operation speaks of. Make a `BlockVolume`, `FileVolume` or
     `ObjectVolume`.
 
@@ -261,16 +288,16 @@ class ObjectVolume(Volume):
     kind = "object"
 
 
-@frozen(kw_only=True)
-class VolumeHealth:
+@frozen(kw_only=True, eq=False, repr=False)
+class VolumeHealth(Value):
     """Whether a volume is fit for use, as its storage sees it; `message` says why in one sentence."""
 
     abnormal: bool = False
     message: str = ""
 
 
-@frozen(kw_only=True)
-class Snapshot:
+@frozen(kw_only=True, eq=False, repr=False)
+class Snapshot(Value):
     """A point in time of one volume. `size` is the bytes a volume made from it needs, `created_at` is aware
     (UTC).
 
@@ -284,8 +311,8 @@ class Snapshot:
     ready: bool = True
 
 
-@frozen(kw_only=True)
-class Usage:
+@frozen(kw_only=True, eq=False, repr=False)
+class Usage(Value):
     """How much of a volume is used. Bytes; inodes are 0 where a file system does not count them. `available`
     is what a user may still take.
     """
@@ -298,8 +325,8 @@ class Usage:
     available_inodes: int = 0
 
 
-@frozen(kw_only=True)
-class BlockConnection:
+@frozen(kw_only=True, eq=False, repr=False)
+class BlockConnection(Value):
     """A block device on this node. `identity` is what `volkit.host.devices.read_identity` must say of it
     before every use.
 
@@ -314,8 +341,8 @@ class BlockConnection:
     zeroed: bool = False
 
 
-@frozen(kw_only=True)
-class FileConnection:
+@frozen(kw_only=True, eq=False, repr=False)
+class FileConnection(Value):
     """A file system that can be mounted (`source`, `fs_type`, `options`), or a directory that is there
     already (`directory`).
 
@@ -330,8 +357,8 @@ class FileConnection:
     directory: str = ""
 
 
-@frozen(kw_only=True)
-class FuseConnection:
+@frozen(kw_only=True, eq=False, repr=False)
+class FuseConnection(Value):
     """A file system that a program serves (FUSE), which volkit runs, watches and ends (`volkit.host.fuse`).
 
     `argv` runs in the foreground; in it and in `environment` `{target}` stands for the mount point, `{files}` for the

@@ -16,7 +16,6 @@ it, so that a killed mkfs is finished and a file system with data on it is never
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ import attrs
 
 from volkit import requests, validate
 from volkit.backend import Backend
+from volkit.digests import digest
 from volkit.errors import FailedPrecondition, NotFound, Unavailable, UnsupportedVolume, VolkitError
 from volkit.guard import call_backend
 from volkit.host import apart, devices, fuse, mounts, process
@@ -214,7 +214,7 @@ def unmount(path: str, connection: Connection | None) -> None:
 
 def _short(path: str) -> str:
     """A file's name that stands for a path."""
-    return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return digest(path, 8).hex()
 
 
 def is_raw(record: Mapping[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from volkit.model import (
     Topology,
     TopologyRequirement,
     Usage,
+    Value,
     Volume,
     VolumeHealth,
     _read_only,
@@ -43,8 +44,8 @@ def _mapping() -> Any:
     return field(default=EMPTY, converter=_read_only)
 
 
-@frozen(kw_only=True)
-class Call:
+@frozen(kw_only=True, eq=False, repr=False)
+class Call(Value):
     """What a call from outside allows: an answer by `deadline` (time.monotonic() seconds), and `wait` seconds
     for the volume's lock.
     """
@@ -63,8 +64,8 @@ class Call:
 # --------------------------------------------------------------------------------------------------------
 
 
-@frozen(kw_only=True)
-class CreateVolumeRequest(Generic[P]):
+@frozen(kw_only=True, eq=False, repr=False)
+class CreateVolumeRequest(Value, Generic[P]):
     """CSI CreateVolume. The backend gets it checked and completed by the engine:
 
     `size` is the bytes to make: chosen from `capacity_range` and the backend's limits, or from the source
@@ -88,16 +89,16 @@ class CreateVolumeRequest(Generic[P]):
     token: str = ""
 
 
-@frozen(kw_only=True)
-class DeleteVolumeRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class DeleteVolumeRequest(Value):
     """CSI DeleteVolume."""
 
     volume_id: str
     secrets: Secrets = NO_SECRETS
 
 
-@frozen(kw_only=True)
-class GetVolumeRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class GetVolumeRequest(Value):
     """Which volume: by `volume_id`, or by `name` (asked only of a controller that `FindsByName`); exactly one
     is set.
     """
@@ -107,8 +108,8 @@ class GetVolumeRequest:
     secrets: Secrets = NO_SECRETS
 
 
-@frozen(kw_only=True)
-class ListRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class ListRequest(Value):
     """A page of a listing: at most `limit` entries (0: as many as the backend likes), after `token` ("" is
     the start).
     """
@@ -127,7 +128,7 @@ class ListRequest:
         return self.token.removeprefix(_TOKEN)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class ListSnapshotsRequest(ListRequest):
     """CSI ListSnapshots: all, those of one volume, or the one with an id; unknown ids give an empty page."""
 
@@ -135,8 +136,8 @@ class ListSnapshotsRequest(ListRequest):
     snapshot_id: str = ""
 
 
-@frozen(kw_only=True)
-class Page(Generic[T]):
+@frozen(kw_only=True, eq=False, repr=False)
+class Page(Value, Generic[T]):
     """Entries in an order that stays the same, and the token of what follows ("" at the end)."""
 
     entries: tuple[T, ...] = field(converter=_tuple)
@@ -166,8 +167,8 @@ class Page(Generic[T]):
         return cls(entries=found)
 
 
-@frozen(kw_only=True)
-class VolumeEntry:
+@frozen(kw_only=True, eq=False, repr=False)
+class VolumeEntry(Value):
     """A volume as listed or looked up: with the nodes it is attached to and its health, where the backend
     tells them.
     """
@@ -177,22 +178,22 @@ class VolumeEntry:
     health: VolumeHealth | None = None
 
 
-@frozen(kw_only=True)
-class ListPublishedRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class ListPublishedRequest(Value):
     """For which volumes the attached nodes are wanted."""
 
     volume_ids: tuple[str, ...]
 
 
-@frozen(kw_only=True)
-class ListPublishedResult:
+@frozen(kw_only=True, eq=False, repr=False)
+class ListPublishedResult(Value):
     """The nodes that each volume is attached to; a volume without one may be left out."""
 
     node_ids: Mapping[str, tuple[str, ...]]
 
 
-@frozen(kw_only=True)
-class ValidateCapabilitiesRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class ValidateCapabilitiesRequest(Value):
     """CSI ValidateVolumeCapabilities: would this existing volume serve all of `capabilities`?"""
 
     volume_id: str
@@ -202,16 +203,16 @@ class ValidateCapabilitiesRequest:
     secrets: Secrets = NO_SECRETS
 
 
-@frozen(kw_only=True)
-class ValidateCapabilitiesResult:
+@frozen(kw_only=True, eq=False, repr=False)
+class ValidateCapabilitiesResult(Value):
     """`confirmed`, or the `message` that says which one cannot be served."""
 
     confirmed: bool
     message: str = ""
 
 
-@frozen(kw_only=True)
-class ControllerPublishRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class ControllerPublishRequest(Value):
     """CSI ControllerPublishVolume: make the volume reachable from a node. `node_facts` is what that node's
     `info()` told.
     """
@@ -225,15 +226,15 @@ class ControllerPublishRequest:
     secrets: Secrets = NO_SECRETS
 
 
-@frozen(kw_only=True)
-class ControllerPublishResult:
+@frozen(kw_only=True, eq=False, repr=False)
+class ControllerPublishResult(Value):
     """What the node needs to find the volume, such as a LUN; no secrets in it."""
 
     publish_context: Mapping[str, str] = _mapping()
 
 
-@frozen(kw_only=True)
-class ControllerUnpublishRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class ControllerUnpublishRequest(Value):
     """CSI ControllerUnpublishVolume. `node_id` "" means from every node."""
 
     volume_id: str
@@ -242,8 +243,8 @@ class ControllerUnpublishRequest:
     secrets: Secrets = NO_SECRETS
 
 
-@frozen(kw_only=True)
-class ExpandVolumeRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class ExpandVolumeRequest(Value):
     """CSI ControllerExpandVolume; `size` is the bytes the volume shall have, chosen by the engine from
     `capacity_range`.
     """
@@ -255,8 +256,8 @@ class ExpandVolumeRequest:
     size: int = 0
 
 
-@frozen(kw_only=True)
-class ExpandVolumeResult:
+@frozen(kw_only=True, eq=False, repr=False)
+class ExpandVolumeResult(Value):
     """The size it has now, and whether the node has to do its part (rescan the device, grow the file
     system).
     """
@@ -265,8 +266,8 @@ class ExpandVolumeResult:
     node_expansion_required: bool = True
 
 
-@frozen(kw_only=True)
-class ModifyVolumeRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class ModifyVolumeRequest(Value):
     """CSI ControllerModifyVolume: `parameters` holds what to change; all else is to be left as it is.
 
     The engine hands over field names and typed values, only of fields that `Parameters` declares mutable.
@@ -277,8 +278,8 @@ class ModifyVolumeRequest:
     secrets: Secrets = NO_SECRETS
 
 
-@frozen(kw_only=True)
-class CapacityRequest(Generic[P]):
+@frozen(kw_only=True, eq=False, repr=False)
+class CapacityRequest(Value, Generic[P]):
     """CSI GetCapacity: how much can still be made, with these parameters, at this place."""
 
     parameters: P
@@ -286,8 +287,8 @@ class CapacityRequest(Generic[P]):
     topology: Topology | None = None
 
 
-@frozen(kw_only=True)
-class CapacityResult:
+@frozen(kw_only=True, eq=False, repr=False)
+class CapacityResult(Value):
     """Bytes that new volumes may still take; `maximum_volume_size` and `minimum_volume_size` of one volume,
     or None.
     """
@@ -297,8 +298,8 @@ class CapacityResult:
     minimum_volume_size: int | None = None
 
 
-@frozen(kw_only=True)
-class CreateSnapshotRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class CreateSnapshotRequest(Value):
     """CSI CreateSnapshot. `snapshot_id` and `token` as in CreateVolumeRequest."""
 
     name: str
@@ -310,16 +311,16 @@ class CreateSnapshotRequest:
     token: str = ""
 
 
-@frozen(kw_only=True)
-class DeleteSnapshotRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class DeleteSnapshotRequest(Value):
     """CSI DeleteSnapshot."""
 
     snapshot_id: str
     secrets: Secrets = NO_SECRETS
 
 
-@frozen(kw_only=True)
-class GetSnapshotRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class GetSnapshotRequest(Value):
     """Which snapshot: by id, or by name (of a controller that `FindsByName`); exactly one is set."""
 
     snapshot_id: str = ""
@@ -331,8 +332,8 @@ class GetSnapshotRequest:
 # ----------------------------------------------------------------------------------
 
 
-@frozen(kw_only=True)
-class NodeStageRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class NodeStageRequest(Value):
     """CSI NodeStageVolume: once per volume and node."""
 
     volume_id: str
@@ -343,16 +344,16 @@ class NodeStageRequest:
     secrets: Secrets = NO_SECRETS
 
 
-@frozen(kw_only=True)
-class NodeUnstageRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class NodeUnstageRequest(Value):
     """CSI NodeUnstageVolume: only an id and a path, so the rest comes from volkit's own record."""
 
     volume_id: str
     staging_target_path: str
 
 
-@frozen(kw_only=True)
-class NodePublishRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class NodePublishRequest(Value):
     """CSI NodePublishVolume: once per user. `metadata` are the platform's keys (the pod's name, namespace,
     uid).
     """
@@ -368,16 +369,16 @@ class NodePublishRequest:
     metadata: Mapping[str, str] = _mapping()
 
 
-@frozen(kw_only=True)
-class NodeUnpublishRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class NodeUnpublishRequest(Value):
     """CSI NodeUnpublishVolume."""
 
     volume_id: str
     target_path: str
 
 
-@frozen(kw_only=True)
-class NodeExpandRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class NodeExpandRequest(Value):
     """CSI NodeExpandVolume; `capacity_range` may be left open: grow to what the device has."""
 
     volume_id: str
@@ -388,15 +389,15 @@ class NodeExpandRequest:
     secrets: Secrets = NO_SECRETS
 
 
-@frozen(kw_only=True)
-class NodeExpandResult:
+@frozen(kw_only=True, eq=False, repr=False)
+class NodeExpandResult(Value):
     """The bytes the volume has on this node now."""
 
     capacity: int
 
 
-@frozen(kw_only=True)
-class NodeStatsRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class NodeStatsRequest(Value):
     """CSI NodeGetVolumeStats."""
 
     volume_id: str
@@ -404,21 +405,21 @@ class NodeStatsRequest:
     staging_target_path: str = ""
 
 
-@frozen(kw_only=True)
-class NodeStats:
+@frozen(kw_only=True, eq=False, repr=False)
+class NodeStats(Value):
     """Bytes and inodes, and whether the volume is fit for use on this node."""
 
     usage: Usage
     health: VolumeHealth = VolumeHealth()
 
 
-@frozen(kw_only=True)
-class NodeInfoRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class NodeInfoRequest(Value):
     """CSI NodeGetInfo."""
 
 
-@frozen(kw_only=True)
-class NodeInfo:
+@frozen(kw_only=True, eq=False, repr=False)
+class NodeInfo(Value):
     """What a node says of itself. A backend's `Node.info()` fills `facts` and `max_volumes`; the engine sets
     `node_id`, and `topology` where the node `ReportsTopology`.
 
@@ -436,8 +437,8 @@ class NodeInfo:
 # -----------------------------------------------------------------------------------
 
 
-@frozen(kw_only=True)
-class ConnectRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class ConnectRequest(Value):
     """Make the volume reachable on this node, and say where. `resumed` is True when an earlier attempt may
     have been cut short (a crash), so that a device may be there already; it is then to be found again, not
     made twice.
@@ -454,8 +455,8 @@ class ConnectRequest:
     resumed: bool = False
 
 
-@frozen(kw_only=True)
-class DisconnectRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class DisconnectRequest(Value):
     """Undo connect. `connection` is what it returned, or None where the record is lost; not connected is
     success.
     """
@@ -465,8 +466,8 @@ class DisconnectRequest:
     connection: Connection | None = None
 
 
-@frozen(kw_only=True)
-class ResizeRequest:
+@frozen(kw_only=True, eq=False, repr=False)
+class ResizeRequest(Value):
     """The volume has grown at its storage: make this node's device show at least `size` bytes (0: whatever it
     has now).
     """

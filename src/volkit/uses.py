@@ -20,7 +20,6 @@ again and, by these rules, nobody has it, what was begun before is void.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -33,6 +32,7 @@ from attrs import asdict, frozen
 
 from volkit import carrying
 from volkit import requests as r
+from volkit.digests import digest
 from volkit.engine import Engine
 from volkit.errors import Aborted, AlreadyExists, Ambiguous, InUse, VolkitError
 from volkit.host import mounts, namespaces
@@ -333,7 +333,7 @@ class Uses:
         return Capability(access_mode=self._mode(), fs_type=asked.fs_type, mount_flags=asked.mount_flags)
 
     def _new(self, volume: Volume, name: str) -> dict[str, Any]:
-        short = hashlib.blake2b(volume.id.encode(), digest_size=12).hexdigest()
+        short = digest(volume.id, 12).hex()
         return {
             "name": name,
             "path": str(self._root / "volumes" / short),

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]:
     from volkit import __version__
-    from volkit.launch import Parser
+    from volkit.arguments import Parser
 
     parser = Parser(prog="volkit", description="Look at volkit's backends and lifecycle, and at drivers.")
     parser.add_argument("--version", action="version", version=f"volkit {__version__}")

@@ -55,7 +55,7 @@ def _from_outside(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    from volkit.launch import Parser, add_option_argument
+    from volkit.arguments import Parser, add_option_argument
 
     description = "Run the conformance suite on a backend: it makes volumes in its storage, and removes them."
     parser = Parser(prog="volkit check", description=description)
@@ -90,7 +90,8 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _suite(args: argparse.Namespace) -> BackendSuite:
     """A suite on the storage that the options lead to. Raises InvalidArgument, FailedPrecondition."""
-    from volkit.launch import read_pairs, read_settings
+    from volkit.arguments import read_pairs
+    from volkit.launch import read_settings
     from volkit.options import parse_size
     from volkit.registry import load_backend
     from volkit.testing.suite import BackendSuite

@@ -14,8 +14,8 @@ from volkit.hookspecs import Deployment, Platform
 if TYPE_CHECKING:
     import argparse
 
+    from volkit.arguments import Parser
     from volkit.backend import Backend
-    from volkit.launch import Parser
 
 _DESCRIBED = ("backend", "options", "parameters")
 """The keys of a description that every platform has; the others are its own values."""
@@ -77,7 +77,7 @@ def _deployed(platform: Platform, argv: Sequence[str]) -> int:
 
 
 def _parser(platform: Platform, values: type) -> Parser:
-    from volkit.launch import Parser, add_option_argument
+    from volkit.arguments import Parser, add_option_argument
 
     parser = Parser(prog=f"volkit deploy {platform.name}", description=platform.summary)
     parser.add_argument("--backend", default="", metavar="NAME", help="what is deployed")

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    from volkit.launch import Parser, add_option_argument
+    from volkit.arguments import Parser, add_option_argument
 
     parser = Parser(prog="volkit explain", description="Show all there is to know, out of the classes.")
     parser.add_argument("kind", choices=sorted(_KINDS), metavar="KIND", help=f"{', '.join(sorted(_KINDS))}")

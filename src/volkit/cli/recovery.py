@@ -64,7 +64,7 @@ def _flags(argv: Sequence[str]) -> str:
 
 
 def _arguments(command: str, argv: Sequence[str]) -> argparse.Namespace:
-    from volkit.launch import Parser, add_arguments
+    from volkit.arguments import Parser, add_arguments
     from volkit.recovery import MIN_AGE
 
     parser = Parser(prog=f"volkit {command}", description=SUMMARIES[command], any_config=True)

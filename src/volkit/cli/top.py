@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    from volkit.launch import Parser
+    from volkit.arguments import Parser
 
     parser = Parser(
         prog="volkit top", description="Show the operations that run in drivers, and the last ones."

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    from volkit.launch import Parser, add_arguments
+    from volkit.arguments import Parser, add_arguments
 
     description = "Show every volume: its state, where it is attached, staged and published, and who uses it."
     parser = Parser(prog="volkit volumes", description=description, any_config=True)

@@ -39,7 +39,7 @@ def volkit_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
     if faults := broken_rules(type(suite)):
         pytest.fail("; ".join(faults), pytrace=False)
     option = request.config.getoption
-    full, sequences = option("--volkit-faults") == "full", option("--volkit-sequences")
+    full, sequences = option("--volkit-faults") == "full", int(option("--volkit-sequences") or 0)
     kit = Kit(suite, tmp_path, full=full, sequences=sequences)
     reason = missing(request.function, kit.has)
     if request.function.__name__.startswith("test_kill_") and not kit.storage.outlives:

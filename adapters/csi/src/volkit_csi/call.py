@@ -66,8 +66,8 @@ def command_of(method: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "-", method).lower()
 
 
-def _parser() -> volkit.launch.Parser:
-    common = volkit.launch.Parser(add_help=False, argument_default=argparse.SUPPRESS)
+def _parser() -> volkit.arguments.Parser:
+    common = volkit.arguments.Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument(
         "--endpoint", metavar="URL", help=f"the driver's socket (default: $CSI_ENDPOINT, else {ENDPOINT})"
     )
@@ -75,7 +75,7 @@ def _parser() -> volkit.launch.Parser:
         "--timeout", type=float, metavar="SECONDS", help="how long to wait for the answer (default: 60)"
     )
     common.add_argument("--json", action="store_true", help="the answer as JSON, an error too")
-    parser = volkit.launch.Parser(
+    parser = volkit.arguments.Parser(
         prog="volkit call",
         description="Call a CSI driver. Exit code: 0, or 100 and gRPC's number.",
         parents=[common],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volkit import InvalidArgument, VolkitError, parse_size
-from volkit.launch import Parser, read_pairs
+from volkit.arguments import Parser, read_pairs
 from volkit.testing.report import FORMATS, Outcome, failed, write
 from volkit_csi.checking import Driver, Failed, Row
 from volkit_csi.checks import ROWS

@@ -14,7 +14,7 @@ from volkit import Backend, InvalidArgument
 
 if TYPE_CHECKING:
     from volkit import Engine
-    from volkit.launch import Parser
+    from volkit.arguments import Parser
     from volkit_csi.server import Server
 
 ENDPOINT: Final = "unix:///run/volkit/csi.sock"
@@ -97,9 +97,9 @@ def _serve(
 
 def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name: str = "") -> Parser:
     """The flags of the driver, fewer where backend and name are fixed."""
-    parser = volkit.launch.Parser(prog=prog, description="Serves a volkit backend as a CSI driver.")
-    volkit.launch.add_arguments(parser, backend)
-    volkit.launch.add_serving_arguments(parser)
+    parser = volkit.arguments.Parser(prog=prog, description="Serves a volkit backend as a CSI driver.")
+    volkit.arguments.add_arguments(parser, backend)
+    volkit.arguments.add_serving_arguments(parser)
     parser.add_argument(
         "--endpoint", default=ENDPOINT, metavar="URL", help=f"the socket to serve on (default: {ENDPOINT})"
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import volkit
 from volkit import Backend, FailedPrecondition, InvalidArgument
-from volkit.launch import Parser
+from volkit.arguments import Parser
 from volkit.sockets import MAX_PATH, UnixSocket, group_id, user_id
 
 PLUGINS = "/run/docker/plugins"
@@ -63,8 +63,8 @@ def run(
 def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name: str = "") -> Parser:
     """The flags of the plugin."""
     parser = Parser(prog=prog, description="Serves a volkit backend as a volume plugin of Docker and Podman.")
-    volkit.launch.add_arguments(parser, backend)
-    volkit.launch.add_serving_arguments(parser)
+    volkit.arguments.add_arguments(parser, backend)
+    volkit.arguments.add_serving_arguments(parser)
     parser.add_argument("--name", default=name, help="what the plugin is called (default: volkit-BACKEND)")
     parser.add_argument(
         "--socket", default="", metavar="PATH", help=f"where to listen (default: {PLUGINS}/NAME.sock)"

@@ -63,7 +63,7 @@ exit "$code"
 _BOOT = """\
 import os, sys
 try:
-    sys.path[:0] = {path}
+    sys.path += {path}
     from volkit_flex.direct import main
 except BaseException as error:
     os.write(1, ('{{"status":"Failure","message":"the driver cannot start (%s): install it again"}}\\n'

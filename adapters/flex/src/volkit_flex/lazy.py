@@ -31,6 +31,7 @@ NAMES = frozenset(
             "shutil",
             "socket",
         ),
+        *("attr.filters", "attr.validators", "attrs.filters", "attrs.validators"),
         *("statistics", "subprocess", "tempfile", "textwrap", "tokenize", "tomllib", "traceback"),
         *(
             "volkit.host.apart",

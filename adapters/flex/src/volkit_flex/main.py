@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import volkit
 from volkit import Backend, Expands, FailedPrecondition, InvalidArgument
-from volkit.launch import Parser
+from volkit.arguments import Parser
 from volkit_flex.install import PLUGIN_DIR
 
 _USAGE: Final = """\
@@ -85,7 +85,7 @@ def _parser(
     prog: str, command: str, backend: type[Backend[Any, Any]] | None, vendor: str, name: str
 ) -> Parser:
     parser = Parser(prog=prog)
-    volkit.launch.add_arguments(parser, backend)
+    volkit.arguments.add_arguments(parser, backend)
     parser.add_argument(
         "--vendor", default=vendor, metavar="NAME", help="whose driver it is, such as acme.com"
     )
@@ -139,7 +139,7 @@ def _add_own(parser: Parser, command: str) -> None:
             help="where launchers and daemon meet (default: flex.run in the state directory)",
         )
     if command == "serve":
-        volkit.launch.add_serving_arguments(parser)
+        volkit.arguments.add_serving_arguments(parser)
     if command == "uninstall":
         parser.add_argument("--force", action="store_true", help="also while volumes are mounted by it")
     if command == "explain":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -25,6 +24,7 @@ from volkit import (
     carrying,
     events,
 )
+from volkit.digests import digest
 from volkit.guard import hiding
 from volkit.host import mounts, paths
 from volkit.journal import key
@@ -370,7 +370,7 @@ class Service:
         """Where a driver without attach mounts a volume for all pods of the node; the name tells the volume."""
         name = quote(volume_id, safe="")
         if len(name) > _MAX_NAME:
-            name = "." + hashlib.blake2b(volume_id.encode(), digest_size=16).hexdigest()
+            name = "." + digest(volume_id, 16).hex()
         return str(self.staging / name)
 
     @contextmanager

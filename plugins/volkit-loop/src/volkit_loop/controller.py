@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 
 from volkit import (
     FIRST_FORMAT,
@@ -147,6 +146,8 @@ def _source(image: Image) -> Source | None:
 
 
 def _snapshot(image: Image) -> Snapshot:
+    from datetime import UTC, datetime
+
     return Snapshot(
         id=image.id,
         source_volume_id=image.record.parent.partition("/")[2],

@@ -250,9 +250,15 @@ class Pair:
             )
 
     def again(self, number: int) -> None:
-        """An earlier request once more, as it was."""
-        if self.requests:
-            self._both(*self.requests[number % len(self.requests)], note="  # once more")
+        """An earlier request once more, as it was. Where it speaks of what is there now, by an id that was used
+        before, it has to at the oracle too, whose ids are always new.
+        """
+        if not self.requests:
+            return
+        operation, draw, tested, oracle = self.requests[number % len(self.requests)]
+        if _REQUESTS[operation](self.tested, draw) == tested:
+            oracle = _REQUESTS[operation](self.oracle, draw)
+        self._both(operation, draw, tested, oracle, note="  # once more")
 
     def restart(self) -> None:
         """The process that serves ends, and another one begins."""
@@ -276,7 +282,8 @@ class Pair:
             if draw["volume"] in self.unbounded and made != draw["size"]:
                 return  # a volume without a size meets any
         row = OPERATIONS[operation]
-        if operation == "delete_volume" and answer.error is None:
+        gone = operation == "delete_volume" and answer.error is None
+        if gone and tested.volume_id == self.tested.id(draw["volume"]):  # and not one that was there before
             self.sizes.pop(draw["volume"], None)
         if answer.error is None and row.after is not None:
             self.states[draw["volume"]] = row.after

@@ -244,25 +244,24 @@ def _matching(data: bytes, needle: bytes) -> Iterator[Mount]:
 
 
 def _parse(line: bytes) -> Mount | None:
-    head, _, tail = line.partition(b" - ")
-    fields, more = head.split(b" "), tail.split(b" ")
-    if len(fields) < 6 or len(more) < 3:
-        return None
-    major, _, minor = fields[2].partition(b":")
-    root = unescape(fields[3])
-    deleted = root.endswith(_DELETED)
+    fields = line.split(b" ")
     try:
+        dash = fields.index(b"-", 6)  # after the tags, of which there are any number
+        fs_type, source, super_options = fields[dash + 1 : dash + 4]
+        major, minor = fields[2].split(b":")
+        root = unescape(fields[3])
+        deleted = root.endswith(_DELETED)
         return Mount(
             id=int(fields[0]),
             parent_id=int(fields[1]),
             device=(int(major), int(minor)),
             root=root.removesuffix(_DELETED),
             mount_point=unescape(fields[4]),
-            fs_type=unescape(more[0]),
-            source=unescape(more[1]),
+            fs_type=unescape(fs_type),
+            source=unescape(source),
             options=_words(fields[5]),
-            super_options=_words(more[2]),
-            propagation=_propagation(fields[6:]) if len(fields) > 6 else "private",
+            super_options=_words(super_options),
+            propagation=_propagation(fields[6:dash]) if dash > 6 else "private",
             deleted=deleted,
         )
     except ValueError:

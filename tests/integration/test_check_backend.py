@@ -41,6 +41,12 @@ def test_the_faults_are_injected_too(tmp_path: Path) -> None:
     assert "1 passed" in done.stdout
 
 
+def test_what_injected_faults_log_is_not_shown(tmp_path: Path) -> None:
+    done = check("loop", "-o", f"pool={tmp_path}", "--size", "16Mi", "--only", "faults_in_delete")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+
+
 def test_a_storage_that_holds_volumes_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "volumes").mkdir()
     (tmp_path / "volumes" / "mine.img").write_bytes(b"x")

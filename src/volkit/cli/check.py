@@ -4,6 +4,7 @@ outside.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     if any(word == "--endpoint" or word.startswith("--endpoint=") for word in argv):
         return _from_outside(argv)
     args = _arguments(argv)
+    logging.getLogger().addHandler(logging.NullHandler())  # the faults that are injected are logged by the engine
     try:
         suite = _suite(args)
         _refuse_to_disturb(suite, args)

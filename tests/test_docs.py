@@ -182,7 +182,7 @@ class Page:
 
     def start_shell(self) -> subprocess.Popen[str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
-        return subprocess.Popen(
+        shell = subprocess.Popen(
             ["bash", "-e", "-u", "-o", "pipefail"],
             cwd=self.directory,
             env={**os.environ, "PATH": path, "HOME": str(self.directory), "LC_ALL": "C.UTF-8"},
@@ -192,6 +192,10 @@ class Page:
             text=True,
             start_new_session=True,
         )
+        # Where a command fails, what runs in the background would keep the output open, and the page waiting.
+        assert shell.stdin is not None
+        shell.stdin.write("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n")
+        return shell
 
     def close(self) -> None:
         """End the shell and what it left running in the background."""
@@ -249,9 +253,9 @@ def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     run_page(page, tmp_path, monkeypatch)
 
 
-def test_the_tables_of_options_are_current() -> None:
+def test_what_is_made_out_of_the_code_is_current() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "ci/options.py", "--check"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "ci/book.py", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -273,6 +277,7 @@ def test_few_blocks_are_only_shown() -> None:
         ("```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n", "assert"),
         ("```console\n$ false\n```\n", "exit status 1"),
         ("```console\n$ cd /\n```\n\n```console\n# test $PWD = /\n$ exit 3\n```\n", "exit status 3"),
+        ("```console\n$ sleep 600 &\n$ false\n```\n", "exit status 1"),
         ("```console\nls\n```\n", "without a command"),
         ('```yaml title="../x.yaml"\na: 1\n```\n', "is outside"),
         ("```yaml\na: [1\n```\n", "expected"),

@@ -1,8 +1,8 @@
 """What docs/ takes out of the code: MkDocs runs this while it builds, so that no page keeps a copy by hand.
 
 - `<!-- generate: NAME ARGUMENT -->` becomes what the generator of that name makes: see `GENERATORS`.
-- What stands between `<!-- begin: WHAT -->` and `<!-- end -->` is made as well, and kept in the page for who reads it as
-  a file; a page whose text is not current is a warning, which ends the strict build.
+- What stands between `<!-- begin: WHAT -->` and `<!-- end -->` is made as well, and kept in the page for who reads it
+  as a file; a page whose text is not current is a warning, which ends the strict build.
 
 `python ci/book.py` writes the kept ones anew; with `--check` it writes nothing, and says which are not current.
 """
@@ -44,7 +44,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def current(markdown: str) -> str:
-    """The page with its kept blocks as they are to be; those that a test compares with the code are left as they are."""
+    """The page with its kept blocks as they are to be; what a test alone compares with the code stays as it is."""
 
     def block(found: re.Match[str]) -> str:
         made = _kept(found[2])
@@ -120,13 +120,14 @@ def programs(_: str) -> str:
 
 def backends(_: str) -> str:
     """The settings and parameters of every backend that is here."""
-    parts = []
-    for found in registry.backends():
-        backend = volkit.load_backend(found.name)
-        for what in ("settings", "parameters"):
-            if options.declared(getattr(backend, what)):
-                parts.append(f"## {found.name}: {what}\n\n{table(getattr(backend, what))}\n")
-    return "\n".join(parts)
+    made = (
+        (found.name, what, getattr(volkit.load_backend(found.name), what))
+        for found in registry.backends()
+        for what in ("settings", "parameters")
+    )
+    return "\n".join(
+        f"## {name}: {what}\n\n{table(cls)}\n" for name, what, cls in made if options.declared(cls)
+    )
 
 
 def errors(_: str) -> str:
@@ -165,12 +166,11 @@ GENERATORS: Final[Mapping[str, Callable[[str], str]]] = {
 
 
 def _subcommands() -> Iterator[str]:
-    parser, choices = cli._parser()
+    choices = cli._parser()[1]
     cli._add_adapters(choices)
-    del parser
-    for name in choices.choices:
-        if name != "deploy":
-            yield name
+    yield from (name for name in choices.choices if name not in ("call", "check", "deploy"))
+    yield from ("check", "check --endpoint URL", "call")
+    yield from (f"call {name}" for name in ("create-volume", "node-stage-volume", "node-publish-volume"))
     for found in registry.adapters():
         yield from (f"deploy {one.name}" for one in (found.loaded.platforms if found.loaded else ()))
 

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -258,6 +259,34 @@ def test_what_is_made_out_of_the_code_is_current() -> None:
         [sys.executable, ROOT / "ci/book.py", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+OTHERS = {
+    "bind", "build", "create-namespace", "enable-capacity", "enable-distributed-snapshotting", "from-file", "kind",
+    "live-restore", "no-deps", "node-deployment", "quick", "quiet", "restart", "rm", "tag", "target", "tmpfs",
+    "verifytypes", "volkit-faults", "volkit-sequences", "volumes", "wheel-dir",
+}  # fmt: skip
+"""Flags in the docs that are pip's, pytest's, Docker's, Helm's, the sidecars' …"""
+
+FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]+)")
+
+
+def test_every_flag_in_the_docs_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "ci"))
+    book = importlib.import_module("book")
+    flags = set(FLAG.findall(book.commands("") + book.programs("")))
+    assert len(flags) > 80
+    unknown = {
+        (flag, str(page.relative_to(ROOT)))
+        for page in PAGES
+        for flag in FLAG.findall(page.read_text(encoding="utf-8"))
+        if flag not in flags | OTHERS
+    }
+    assert not unknown
+    for name, pages in {"volkit-csi": ("csi", "cli"), "volkit-docker": ("docker", "cli")}.items():
+        told = "".join((ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in pages)
+        of_driver = FLAG.findall(book.programs("").partition(f"## {name}\n")[2].partition("\n## ")[0])
+        assert set(of_driver) - set(FLAG.findall(told)) <= {"help", "version", "option"}, name
 
 
 def test_few_blocks_are_only_shown() -> None:

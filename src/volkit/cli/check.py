@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     if any(word == "--endpoint" or word.startswith("--endpoint=") for word in argv):
         return _from_outside(argv)
     args = _arguments(argv)
-    logging.getLogger().addHandler(logging.NullHandler())  # the faults that are injected are logged by the engine
+    logging.getLogger().addHandler(logging.NullHandler())  # what is logged is of the faults that are injected
     try:
         suite = _suite(args)
         _refuse_to_disturb(suite, args)

@@ -289,6 +289,23 @@ def test_every_flag_in_the_docs_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert set(of_driver) - set(FLAG.findall(told)) <= {"help", "version", "option"}, name
 
 
+def test_every_command_and_every_module_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "ci"))
+    commands = re.findall(r"^## volkit ([a-z]+)", importlib.import_module("book").commands(""), re.MULTILINE)
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    rows = "".join(
+        line.partition("| ")[2].partition(" |")[0] for line in page.splitlines() if line[:3] == "| `"
+    )
+    assert set(commands) <= set(re.findall(r"[a-z]+", rows)), "tell of it in docs/cli.md"
+    rooms = re.findall(
+        r"^\| (`.*?) \|", (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    modules = {path.stem for path in (ROOT / "src/volkit").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert set(re.findall(r"`(\w+)`", "".join(rooms))) == modules - {"__init__", "__pycache__", "py"}, (
+        "tell of it in docs/architecture.md"
+    )
+
+
 def test_few_blocks_are_only_shown() -> None:
     shown = [
         f"{block.place}: {block.attributes.get('why')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -15,11 +16,16 @@ from volkit import cli, registry
 Show = Callable[..., tuple[int, str, str]]
 
 
+class Tier(Enum):
+    FAST = "fast"
+
+
 @frozen
 class Settings:
     pool: str
     token: str = volkit.option(default="hunter2", secret=True)
     growing: bool = False
+    tier: Tier = Tier.FAST
 
 
 class Plain(volkit.Controller[Any, Any], volkit.FindsByName):
@@ -99,7 +105,8 @@ def test_a_backend_for_machines(run: Show) -> None:
     assert [one["name"] for one in facts["capabilities"]] == ["FindsByName"]
     every = {one.__name__ for one in (*volkit.Controller.mixins, *volkit.Node.mixins)}
     assert set(facts["not"]) == every - {"FindsByName"}
-    assert [one["key"] for one in facts["settings"]] == ["pool", "token", "growing"]
+    assert [one["key"] for one in facts["settings"]] == ["pool", "token", "growing", "tier"]
+    assert facts["settings"][-1]["default"] == "fast"
     assert facts["wires"] == {
         "wire": {"wire": "A wire", "serves": "acme", "with": ["Plain"]},
         "dead": {"broken": "dead of d 1 cannot be loaded"},
@@ -160,3 +167,9 @@ def test_what_there_is_not(run: Show, argv: tuple[str, ...], said: str) -> None:
     code, out, err = run(*argv)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+def test_a_class_whose_module_is_not_found(run: Show) -> None:
+    code, _, err = run("backend", "nosuch:Class")
+    assert code == 1
+    assert "No module named 'nosuch': install it, or put its directory on PYTHONPATH" in err

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -182,7 +183,7 @@ class Page:
 
     def start_shell(self) -> subprocess.Popen[str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
-        return subprocess.Popen(
+        shell = subprocess.Popen(
             ["bash", "-e", "-u", "-o", "pipefail"],
             cwd=self.directory,
             env={**os.environ, "PATH": path, "HOME": str(self.directory), "LC_ALL": "C.UTF-8"},
@@ -192,6 +193,10 @@ class Page:
             text=True,
             start_new_session=True,
         )
+        # Where a command fails, what runs in the background would keep the output open, and the page waiting.
+        assert shell.stdin is not None
+        shell.stdin.write("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n")
+        return shell
 
     def close(self) -> None:
         """End the shell and what it left running in the background."""
@@ -249,11 +254,56 @@ def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     run_page(page, tmp_path, monkeypatch)
 
 
-def test_the_tables_of_options_are_current() -> None:
+def test_what_is_made_out_of_the_code_is_current() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "ci/options.py", "--check"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "ci/book.py", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+OTHERS = {
+    "bind", "build", "create-namespace", "enable-capacity", "enable-distributed-snapshotting", "from-file", "kind",
+    "live-restore", "no-deps", "node-deployment", "quick", "quiet", "restart", "rm", "tag", "target", "tmpfs",
+    "verifytypes", "volkit-faults", "volkit-sequences", "volumes", "wheel-dir",
+}  # fmt: skip
+"""Flags in the docs that are pip's, pytest's, Docker's, Helm's, the sidecars' …"""
+
+FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]+)")
+
+
+def test_every_flag_in_the_docs_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "ci"))
+    book = importlib.import_module("book")
+    flags = set(FLAG.findall(book.commands("") + book.programs("")))
+    assert len(flags) > 80
+    unknown = {
+        (flag, str(page.relative_to(ROOT)))
+        for page in PAGES
+        for flag in FLAG.findall(page.read_text(encoding="utf-8"))
+        if flag not in flags | OTHERS
+    }
+    assert not unknown
+    for name, pages in {"volkit-csi": ("csi", "cli"), "volkit-docker": ("docker", "cli")}.items():
+        told = "".join((ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in pages)
+        of_driver = FLAG.findall(book.programs("").partition(f"## {name}\n")[2].partition("\n## ")[0])
+        assert set(of_driver) - set(FLAG.findall(told)) <= {"help", "version", "option"}, name
+
+
+def test_every_command_and_every_module_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "ci"))
+    commands = re.findall(r"^## volkit ([a-z]+)", importlib.import_module("book").commands(""), re.MULTILINE)
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    rows = "".join(
+        line.partition("| ")[2].partition(" |")[0] for line in page.splitlines() if line[:3] == "| `"
+    )
+    assert set(commands) <= set(re.findall(r"[a-z]+", rows)), "tell of it in docs/cli.md"
+    rooms = re.findall(
+        r"^\| (`.*?) \|", (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    modules = {path.stem for path in (ROOT / "src/volkit").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert set(re.findall(r"`(\w+)`", "".join(rooms))) == modules - {"__init__", "__pycache__", "py"}, (
+        "tell of it in docs/architecture.md"
+    )
 
 
 def test_few_blocks_are_only_shown() -> None:
@@ -273,6 +323,7 @@ def test_few_blocks_are_only_shown() -> None:
         ("```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n", "assert"),
         ("```console\n$ false\n```\n", "exit status 1"),
         ("```console\n$ cd /\n```\n\n```console\n# test $PWD = /\n$ exit 3\n```\n", "exit status 3"),
+        ("```console\n$ sleep 600 &\n$ false\n```\n", "exit status 1"),
         ("```console\nls\n```\n", "without a command"),
         ('```yaml title="../x.yaml"\na: 1\n```\n', "is outside"),
         ("```yaml\na: [1\n```\n", "expected"),

@@ -213,8 +213,9 @@ def _load_class(name: str) -> type[Backend[Any, Any]]:
     try:
         backend = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
+        hint = ": install it, or put its directory on PYTHONPATH" if isinstance(error, ImportError) else ""
         raise FailedPrecondition(
-            f"backend {name!r} cannot be loaded: {type(error).__name__}: {error}"
+            f"backend {name!r} cannot be loaded: {type(error).__name__}: {error}{hint}"
         ) from error
     if not _is_backend(backend):
         raise FailedPrecondition(f"{name!r} is {backend!r:.80}, which is no subclass of volkit.Backend")

@@ -41,6 +41,12 @@ def test_the_faults_are_injected_too(tmp_path: Path) -> None:
     assert "1 passed" in done.stdout
 
 
+def test_what_injected_faults_log_is_not_shown(tmp_path: Path) -> None:
+    done = check("loop", "-o", f"pool={tmp_path}", "--size", "16Mi", "--only", "faults_in_delete")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+
+
 def test_a_storage_that_holds_volumes_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "volumes").mkdir()
     (tmp_path / "volumes" / "mine.img").write_bytes(b"x")
@@ -48,6 +54,20 @@ def test_a_storage_that_holds_volumes_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "the storage has 1 volumes" in done.stderr
     assert (tmp_path / "volumes" / "mine.img").read_bytes() == b"x"
+
+
+def test_a_storage_that_cannot_be_used_is_one_refusal(tmp_path: Path) -> None:
+    done = check("loop", "-o", f"pool={tmp_path / 'nowhere'}")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "nowhere" in done.stderr
+
+
+def test_what_it_takes_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("volkit.cli.check.find_spec", lambda name: None)
+    assert main(["check", "loop"]) == 1
+    assert "volkit-sdk[testing]" in capsys.readouterr().err
 
 
 def test_wrong_words(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Moving in, moving out, and between versions: volumes and live mounts stay what they are (docs/moving.md)."""
+"""Moving in, moving out, and between versions: volumes and live mounts stay what they are (docs/howto/)."""
 
 from __future__ import annotations
 

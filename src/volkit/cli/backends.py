@@ -55,7 +55,7 @@ def _option(option: Option) -> dict[str, Any]:
         "key": option.key,
         "type": option.type,
         "required": option.required,
-        "default": str(option.default) if shown else None,
+        "default": str(getattr(option.default, "value", option.default)) if shown else None,
         "mutable": option.mutable,
         "secret": option.secret,
         "help": option.help,

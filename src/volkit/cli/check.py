@@ -4,11 +4,13 @@ outside.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if any(word == "--endpoint" or word.startswith("--endpoint=") for word in argv):
         return _from_outside(argv)
     args = _arguments(argv)
+    logging.getLogger().addHandler(logging.NullHandler())  # what is logged is of the faults that are injected
     try:
         suite = _suite(args)
         _refuse_to_disturb(suite, args)
@@ -97,15 +100,18 @@ def _suite(args: argparse.Namespace) -> BackendSuite:
     from volkit.testing.suite import BackendSuite
     from volkit.testing.witness import OwnListing, Storage
 
+    if find_spec("hypothesis") is None:
+        raise FailedPrecondition('this takes Hypothesis: `pip install "volkit-sdk[testing]"`')
     loaded = load_backend(args.backend)
     settings = read_settings(loaded, args.option)
-    controller = loaded.controller_class(settings)
+    controller_class = loaded.controller_class(settings)
+    if controller_class is None:
+        raise FailedPrecondition(f"backend {args.backend!r} makes no volumes: there is nothing to check")
+    controller = controller_class(settings, "")  # a storage that cannot be used is one refusal, not one a case
     witness = loaded.witness(settings)
     if witness is None:
-        if controller is None:
-            raise FailedPrecondition(f"backend {args.backend!r} makes no volumes: there is nothing to check")
         try:
-            witness = OwnListing(controller(settings, ""))
+            witness = OwnListing(controller)
         except TypeError as error:
             raise FailedPrecondition(f"{error}: define {loaded.__name__}.witness()") from None
         print(

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 PROJECT = "volkit"
 
-hookspec = HookspecMarker(PROJECT)
-hookimpl = HookimplMarker(PROJECT)
+hookspec: HookspecMarker = HookspecMarker(PROJECT)
+hookimpl: HookimplMarker = HookimplMarker(PROJECT)
 """Marks a function of a plugin's module as the implementation of the hook it is named after."""
 
 

@@ -10,6 +10,8 @@ from volkit_loop.node import LoopNode
 from volkit_loop.options import LoopParameters, LoopSettings
 
 if TYPE_CHECKING:
+    from typing import ClassVar
+
     from volkit.testing import Witness
 
 
@@ -19,14 +21,14 @@ class LoopBackend(Backend[LoopSettings, LoopParameters]):
     name = "loop"
     settings = LoopSettings
     parameters = LoopParameters
-    controller = LoopController
-    node = LoopNode
-    limits = Limits(
+    controller: ClassVar[type[LoopController]] = LoopController
+    node: ClassVar[type[LoopNode]] = LoopNode
+    limits: ClassVar[Limits] = Limits(
         min_size=1 << 20,
         granularity=4096,  # a whole page, so that direct I/O reaches the last byte
         access_modes=frozenset(mode for mode in AccessMode if not mode.multi_node),
     )
-    needs = Needs(node_local=True, host_paths=("pool",))
+    needs: ClassVar[Needs] = Needs(node_local=True, host_paths=("pool",))
 
     @classmethod
     def witness(cls, settings: LoopSettings) -> Witness:

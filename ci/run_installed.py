@@ -241,8 +241,8 @@ DRIVERS: dict[str, type[Driver]] = {"csi": Csi, "docker": Docker, "flex": Flex}
 
 
 def again(call: Callable[[str, str], None], name: str, user: str) -> None:
-    """An unmount, as orchestrators make it: once more where a device is still busy, since a container that starts elsewhere
-    on this host has a copy of all mounts for a moment.
+    """An unmount, as orchestrators make it: once more where a device is still busy, since a container that
+    starts elsewhere on this host has a copy of all mounts for a moment.
     """
     end = time.monotonic() + AGAIN_SECONDS
     while True:

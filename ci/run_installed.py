@@ -155,7 +155,7 @@ class Csi(Driver):
 
     def unmount(self, name: str, user: str) -> None:
         self.call("node-unpublish-volume", *self._id(name), "--target-path", str(self._target(name, user)))
-        self.users[name].remove(user)
+        self.users[name].discard(user)
         if not self.users[name]:
             self.call(
                 "node-unstage-volume", *self._id(name), "--staging-target-path", str(self._staging(name))

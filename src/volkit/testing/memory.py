@@ -382,9 +382,9 @@ class MemoryBackend(Backend[MemorySettings, MemoryParameters]):
     name = "memory"
     settings = MemorySettings
     parameters = MemoryParameters
-    controller: ClassVar[type[MemoryController]] = MemoryController
-    node: ClassVar[type[MemoryNode]] = MemoryNode
-    volume: ClassVar[type[FileVolume]] = FileVolume
+    controller: ClassVar[type[Controller[Any, Any]] | None] = MemoryController
+    node: ClassVar[type[Node[Any]] | None] = MemoryNode
+    volume: ClassVar[type[Volume]] = FileVolume
     limits: ClassVar[Limits] = Limits(granularity=1, default_size=1 << 20)
 
 

@@ -10,8 +10,9 @@ from volkit_local.node import LocalNode
 from volkit_local.options import LocalParameters, LocalSettings
 
 if TYPE_CHECKING:
-    from typing import ClassVar
+    from typing import Any, ClassVar
 
+    from volkit import Controller, Node, Volume
     from volkit.testing import Witness
 
 
@@ -21,9 +22,9 @@ class LocalBackend(Backend[LocalSettings, LocalParameters]):
     name = "local"
     settings = LocalSettings
     parameters = LocalParameters
-    controller: ClassVar[type[LocalController]] = LocalController
-    node: ClassVar[type[LocalNode]] = LocalNode
-    volume: ClassVar[type[FileVolume]] = FileVolume
+    controller: ClassVar[type[Controller[Any, Any]] | None] = LocalController
+    node: ClassVar[type[Node[Any]] | None] = LocalNode
+    volume: ClassVar[type[Volume]] = FileVolume
     limits: ClassVar[Limits] = Limits(
         min_size=1 << 20,
         granularity=4096,

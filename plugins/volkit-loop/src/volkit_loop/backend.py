@@ -10,8 +10,9 @@ from volkit_loop.node import LoopNode
 from volkit_loop.options import LoopParameters, LoopSettings
 
 if TYPE_CHECKING:
-    from typing import ClassVar
+    from typing import Any, ClassVar
 
+    from volkit import Controller, Node
     from volkit.testing import Witness
 
 
@@ -21,8 +22,8 @@ class LoopBackend(Backend[LoopSettings, LoopParameters]):
     name = "loop"
     settings = LoopSettings
     parameters = LoopParameters
-    controller: ClassVar[type[LoopController]] = LoopController
-    node: ClassVar[type[LoopNode]] = LoopNode
+    controller: ClassVar[type[Controller[Any, Any]] | None] = LoopController
+    node: ClassVar[type[Node[Any]] | None] = LoopNode
     limits: ClassVar[Limits] = Limits(
         min_size=1 << 20,
         granularity=4096,  # a whole page, so that direct I/O reaches the last byte

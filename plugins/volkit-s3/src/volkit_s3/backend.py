@@ -10,8 +10,9 @@ from volkit_s3.node import S3Node, S3PodNode
 from volkit_s3.options import S3Parameters, S3Settings
 
 if TYPE_CHECKING:
-    from typing import ClassVar
+    from typing import Any, ClassVar
 
+    from volkit import Controller, Volume
     from volkit.testing import Witness
 
 
@@ -21,9 +22,9 @@ class S3Backend(Backend[S3Settings, S3Parameters]):
     name = "s3"
     settings = S3Settings
     parameters = S3Parameters
-    controller: ClassVar[type[S3Controller]] = S3Controller
-    node: ClassVar[type[S3PodNode]] = S3PodNode
-    volume: ClassVar[type[ObjectVolume]] = ObjectVolume
+    controller: ClassVar[type[Controller[Any, Any]] | None] = S3Controller
+    node: ClassVar[type[Node[Any]] | None] = S3PodNode
+    volume: ClassVar[type[Volume]] = ObjectVolume
     limits: ClassVar[Limits] = Limits(fs_types=())
     needs: ClassVar[Needs] = Needs(packages=("ca-certificates", "rclone", "s3fs"))
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import shtab
 
-from volkit.cli import check, deploy, explain, recovery, top, volumes
 from volkit.arguments import Parser
+from volkit.cli import check, deploy, explain, recovery, top, volumes
 from volkit.registry import adapters, backends
 
 if TYPE_CHECKING:

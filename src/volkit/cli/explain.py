@@ -12,9 +12,9 @@ from volkit.errors import ERRORS, InvalidArgument, NotFound, VolkitError
 if TYPE_CHECKING:
     import argparse
 
+    from volkit.arguments import Parser
     from volkit.backend import Backend
     from volkit.interfaces import Mixin
-    from volkit.arguments import Parser
 
 Facts = dict[str, Any]
 """What is explained: facts by name, each a text, a list of texts, or a table: a list of facts."""

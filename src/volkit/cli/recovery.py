@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from volkit.engine import Engine
     from volkit.arguments import Parser
+    from volkit.engine import Engine
     from volkit.recovery import Record
 
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from volkit.arguments import Parser
     from volkit.engine import Engine
     from volkit.inventory import Inventory, Item
-    from volkit.arguments import Parser
 
 WATCH_SECONDS = 2.0
 

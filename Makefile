@@ -1,5 +1,5 @@
 # Each target is a line or two; what needs more is under ci/.
-.PHONY: venv system demo test faults soak bench docs lint lock
+.PHONY: venv system demo test faults soak bench docs lint lock dist
 
 venv:     ; @ci/venv.sh
 system: venv ; @ci/system.sh
@@ -11,3 +11,4 @@ bench: system ; @ci/bench.sh
 docs: venv ; @NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 lint: venv ; @ci/lint.sh
 lock: venv ; @ci/lock.sh
+dist: venv ; @ci/build.sh dist && ci/install_alone.sh dist

@@ -31,7 +31,13 @@ def compiled() -> dict[str, str]:
         descriptors = Path(out) / "descriptors"
         descriptors.write_bytes(lean(described()))
         protoc(f"--descriptor_set_in={descriptors}", f"--python_out={out}", f"--pyi_out={out}", PROTO)
-        return {name: (Path(out) / name).read_text(encoding="utf-8") for name in MADE}
+        return {name: whole((Path(out) / name).read_text(encoding="utf-8")) for name in MADE}
+
+
+def whole(text: str) -> str:
+    """A compiled module or stub with the type arguments that protoc leaves out: an unknown type is none for users."""
+    text = text.replace("_Mapping]", "_Mapping[str, _Any]]")
+    return text.replace("from typing import ClassVar", "from typing import Any as _Any, ClassVar", 1)
 
 
 def described() -> bytes:

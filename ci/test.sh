@@ -8,6 +8,10 @@ echo "== docs"
 NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 echo "== each distribution alone"
 ci/install_alone.sh
+if [ "$(id -u)" = 0 ]; then
+    echo "== up from the last release, or to what stands for the next, and back"
+    ci/upgrade.sh "$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || true)"
+fi
 failed=0
 if [ $# = 0 ]; then
     # In processes of their own, which stay small, and on memory: each of thousands of kills is a fork of one, and synced.

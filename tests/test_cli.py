@@ -212,7 +212,8 @@ def test_a_wrong_command_says_what_there_is(run: Show, installed: Callable[..., 
     assert (code, out) == (2, "")
     assert (
         err == "volkit: there is no command 'tabel': "
-        "choose backends, check, deploy, doctor, explain, journal, mounter, new, ping, recover, table, top, volumes\n"
+        "choose backends, check, completion, deploy, doctor, explain, journal, mounter, new, ping, recover, table, "
+        "top, volumes\n"
     )
     assert "comes with volkit-csi: `pip install volkit-csi`" in run("demo")[2]
     assert run("table", "--jsn")[0] == 2

@@ -81,7 +81,7 @@ class BlockController(MemoryController):
 class BlockBackend(MemoryBackend):
     name = "blocks"
     controller = BlockController
-    volume = BlockVolume  # type: ignore[assignment]
+    volume = BlockVolume
     limits = Limits(min_size=MIB, max_size=1 << 40, default_size=4 * MIB, granularity=MIB)
 
 

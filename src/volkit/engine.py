@@ -67,9 +67,9 @@ class Engine:
         from volkit.upkeep import Upkeep
 
         self.backend = backend
-        self.state_dir = state_dir.absolute()
+        self.state_dir: Path = state_dir.absolute()
         self.node_id = node_id
-        self.services = frozenset(services)
+        self.services: frozenset[str] = frozenset(services)
         if unknown := self.services - set(SERVICES):
             raise InvalidArgument(f"unknown service {min(unknown)!r}: give controller, node or both")
         if "node" in self.services and not node_id:
@@ -84,10 +84,10 @@ class Engine:
             path = state_dir.absolute() / "journal.db"
             findable = journal is not None or can_find_again(controller_class)
             local = open_journal(f"sqlite://{path}", set_aside=findable)
-        self.journal = local if journal is None else journal
+        self.journal: Journal = local if journal is None else journal
         self.node_journal = local
         _refuse_doubling(backend, controller_class, self.journal)
-        self.locks = Locks(state_dir / "locks")
+        self.locks: Locks = Locks(state_dir / "locks")
         self.controller: Controller[Any, Any] | None = (
             controller_class(settings, node_id) if controller_class else None
         )
@@ -95,13 +95,13 @@ class Engine:
         self.operations: Mapping[str, Operation] = {
             one.name: one for one in supported(controller_class, node_class)
         }
-        self.lanes = Lanes(state_dir / "left-behind" / f"{os.getpid()}.json")
+        self.lanes: Lanes = Lanes(state_dir / "left-behind" / f"{os.getpid()}.json")
         self._telling = Telling(backend.name, node_id)
         caches = str(state_dir.absolute() / "cache")
         state = NodeState(self.node, backend, local, self.locks, node_id, caches) if self.node else None
         self.node_state = state
-        self.staging = Staging(state) if state else None
-        self.publishing = Publishing(state) if state else None
+        self.staging: Staging | None = Staging(state) if state else None
+        self.publishing: Publishing | None = Publishing(state) if state else None
         self._mending = None
         self._closing = threading.Event()
         self._status: Status | None = None

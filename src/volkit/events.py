@@ -69,7 +69,7 @@ class request:  # noqa: N801 (reads as a function)
     __slots__ = ("_headers", "_tokens", "id")
 
     def __init__(self, id: str = "", headers: Headers | None = None) -> None:
-        self.id = id or _new_id()
+        self.id: str = id or _new_id()
         self._headers = headers
 
     def __enter__(self) -> str:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import field, frozen
 from pluggy import HookimplMarker, HookspecMarker
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 PROJECT = "volkit"
 
-hookspec = HookspecMarker(PROJECT)
-hookimpl = HookimplMarker(PROJECT)
+hookspec: HookspecMarker = HookspecMarker(PROJECT)
+hookimpl: HookimplMarker = HookimplMarker(PROJECT)
 """Marks a function of a plugin's module as the implementation of the hook it is named after."""
 
 
@@ -85,7 +85,8 @@ class Adapter:
     code. It must be cheap: what a command needs is imported when the command runs. `check` is what `volkit check
     --endpoint URL …` runs, with the words after `check`: it returns the exit code. `explain` is asked by `volkit
     explain backend NAME` what this wire offers of a backend with these controller and node classes: facts by their
-    name, each a text or a list of texts. `platforms` are what `volkit deploy` can write for.
+    name, each a text or a list of texts. `platforms` are what `volkit deploy` can write for. `parsers`
+    make the parsers of commands (`check` among them) that read their words themselves, by name: for shell completion.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Adapter:
     check: Callable[[Sequence[str]], int] | None = None
     explain: Explain | None = None
     platforms: tuple[Platform, ...] = ()
+    parsers: Mapping[str, Callable[[], argparse.ArgumentParser]] = field(factory=dict)
 
 
 @hookspec(firstresult=True)

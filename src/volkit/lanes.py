@@ -130,7 +130,7 @@ class Lanes:
         self._waiting = 0
         self._tasks: set[_Task] = set()
         self._left: set[_Task] = set()
-        self.rejected = {"volume": 0, "hung": 0}
+        self.rejected: dict[str, int] = {"volume": 0, "hung": 0}
         self._idle: list[_Inbox] = []
         self._closed = False
 

@@ -61,10 +61,10 @@ class NodeState:
         self.journal = journal
         self.locks = locks
         self.node_id = node_id
-        self.per_pod = isinstance(node, ConnectsPerPod)
-        self.fs_types = backend.limits.fs_types
-        self.groups = isinstance(node, MountsForGroup)
-        self.programs = isinstance(node, MountsByProgram)
+        self.per_pod: bool = isinstance(node, ConnectsPerPod)
+        self.fs_types: tuple[str, ...] = backend.limits.fs_types
+        self.groups: bool = isinstance(node, MountsForGroup)
+        self.programs: bool = isinstance(node, MountsByProgram)
         self._connections = (BlockConnection, FileConnection, *((FuseConnection,) if self.programs else ()))
         self._caches = caches
         self._backend = backend

@@ -60,7 +60,7 @@ class Provisioning:
         self.snapshots: Making[Snapshot] = Making(
             "snapshot", controller, journal, locks, look=self._look_snapshot, remove=self._remove_snapshot
         )
-        self.attaching = Attaching(controller, backend.limits, journal, self.volumes)
+        self.attaching: Attaching = Attaching(controller, backend.limits, journal, self.volumes)
 
     def _has(self, mixin: type[interfaces.Mixin]) -> bool:
         return isinstance(self._controller, mixin)

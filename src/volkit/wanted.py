@@ -24,6 +24,10 @@ from volkit.errors import InvalidArgument
 from volkit.model import CapacityRange, CloneSource, SnapshotSource, Source
 from volkit.options import declared, parse_size
 
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without the cost of typing; checkers know the name
+if TYPE_CHECKING:
+    from typing import Any
+
 OPTIONS = ("size", "fs-type", "mount-options", "readonly", "from-snapshot", "clone-of")
 """What every backend's volumes can be asked."""
 
@@ -57,7 +61,7 @@ class Wanted:
     parameters: Mapping[str, str]
 
 
-def read(given: Mapping[str, str], backend: type[Backend]) -> Wanted:  # type: ignore[type-arg]
+def read(given: Mapping[str, str], backend: type[Backend[Any, Any]]) -> Wanted:
     """Raises InvalidArgument for a bad value, for an option that is given twice, and for two sources. What nobody
     knows is left to `refuse_unknown`: a volume that exists is used whatever its options say.
     """
@@ -89,7 +93,7 @@ def read(given: Mapping[str, str], backend: type[Backend]) -> Wanted:  # type: i
     )
 
 
-def refuse_unknown(parameters: Mapping[str, str], backend: type[Backend]) -> None:  # type: ignore[type-arg]
+def refuse_unknown(parameters: Mapping[str, str], backend: type[Backend[Any, Any]]) -> None:
     """Raises InvalidArgument for an option that nobody knows, with those that somebody does."""
     if unknown := sorted(parameters.keys() - _spellings(backend)):
         known = ", ".join([*OPTIONS, *sorted(one.key for one in declared(backend.parameters))])
@@ -103,7 +107,7 @@ def read_switch(name: str, text: str) -> bool:
     return text.lower() in ("", "true", "1", "yes")
 
 
-def _spellings(backend: type[Backend]) -> frozenset[str]:  # type: ignore[type-arg]
+def _spellings(backend: type[Backend[Any, Any]]) -> frozenset[str]:
     return frozenset(spelling for one in declared(backend.parameters) for spelling in one.spellings)
 
 

@@ -14,7 +14,7 @@ from volkit.testing.memory import ARRAYS, ArrayWitness, MemoryBackend, memory_se
 
 
 class ControllerOnly(MemoryBackend):
-    node = None  # type: ignore[assignment]
+    node = None
 
 
 @pytest.mark.needs("etcd", "etcdctl")

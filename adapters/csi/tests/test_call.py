@@ -72,7 +72,7 @@ def run(endpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 
 
 def build(line: str) -> Any:
-    args = call._parser().parse_args(line.split())
+    args = call.make_parser().parse_args(line.split())
     return call.build(args.method, args)
 
 

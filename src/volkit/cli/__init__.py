@@ -77,6 +77,11 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
     new.add_argument("name", metavar="NAME", help="the backend's name, such as acme")
     new.add_argument("--out", default="", metavar="DIR", help="is made (default: volkit-NAME)")
     new.set_defaults(run=_new)
+    completion = commands.add_parser("completion", help="print what completes `volkit` in a shell")
+    completion.add_argument(
+        "shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish"
+    )
+    completion.set_defaults(run=_completion)
     for name, summary in (
         ("explain", "show all there is to know of a backend, an operation, a capability or an error"),
         ("deploy", "write what a platform needs to run a driver: Kubernetes, Docker, Nomad"),
@@ -117,6 +122,15 @@ def _new(args: argparse.Namespace) -> int:
     from volkit.cli.new import main
 
     return main(args)
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from volkit.cli.completion import script
+
+    parser, commands = _parser()
+    _add_adapters(commands)
+    print(script(parser, commands, args.shell))
+    return 0
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from volkit.testing.report import FORMATS, Outcome, failed, write
 if TYPE_CHECKING:
     import argparse
 
+    from volkit.arguments import Parser
     from volkit.testing.suite import BackendSuite
 
 FAULTS = ("none", "sampled", "full")
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the checks; 0 where nothing failed, 1 where something did, 2 for a wrong command line."""
     if any(word == "--endpoint" or word.startswith("--endpoint=") for word in argv):
         return _from_outside(argv)
-    args = _arguments(argv)
+    args = make_parser().parse(argv)
     logging.getLogger().addHandler(logging.NullHandler())  # what is logged is of the faults that are injected
     try:
         suite = _suite(args)
@@ -57,7 +58,8 @@ def _from_outside(argv: Sequence[str]) -> int:
     return 2
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """What the command takes."""
     from volkit.arguments import Parser, add_option_argument
 
     description = "Run the conformance suite on a backend: it makes volumes in its storage, and removes them."
@@ -80,7 +82,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="TEXT", help="the cases whose name has this in it")
     add_report_arguments(parser)
     parser.add_argument("--yes", action="store_true", help="also where the storage has volumes already")
-    return parser.parse(argv)
+    return parser
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:

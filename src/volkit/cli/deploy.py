@@ -24,16 +24,17 @@ _DESCRIBED = ("backend", "options", "parameters")
 def main(argv: Sequence[str]) -> int:
     """Write or print the files; 0 where they are, 1 where they cannot be, 2 for what was not asked for rightly."""
     try:
-        platforms = _platforms()
-        if not argv or argv[0].startswith("-") or argv[0] not in platforms:
-            return _lost(argv, platforms)
-        return _deployed(platforms[argv[0]], argv[1:])
+        known = platforms()
+        if not argv or argv[0].startswith("-") or argv[0] not in known:
+            return _lost(argv, known)
+        return _deployed(known[argv[0]], argv[1:])
     except VolkitError as error:
         print(f"volkit deploy: {error.message}", file=sys.stderr)
         return 2 if isinstance(error, InvalidArgument | NotFound) else 1
 
 
-def _platforms() -> dict[str, Platform]:
+def platforms() -> dict[str, Platform]:
+    """All that installed adapters can write for, by name."""
     from volkit.registry import adapters
 
     return {
@@ -41,17 +42,17 @@ def _platforms() -> dict[str, Platform]:
     }
 
 
-def _lost(argv: Sequence[str], platforms: Mapping[str, Platform]) -> int:
+def _lost(argv: Sequence[str], known: Mapping[str, Platform]) -> int:
     """Say what there is to choose from."""
     asked = argv[:1] in (["-h"], ["--help"])
     out = sys.stdout if asked else sys.stderr
     if asked or not argv:
         print("usage: volkit deploy PLATFORM --backend NAME [-o KEY=VALUE …] [--out DIR] …\n", file=out)
-        for one in platforms.values():
+        for one in known.values():
             print(f"  {one.name:<12} {one.summary}", file=out)
         print("\n`volkit deploy PLATFORM --help` tells the flags.", file=out)
         return 0 if asked else 2
-    there = ", ".join(platforms) or "none: install an adapter such as volkit-csi"
+    there = ", ".join(known) or "none: install an adapter such as volkit-csi"
     raise InvalidArgument(f"there is no platform {argv[0][:64]!r}: there are {there}")
 
 
@@ -59,7 +60,7 @@ def _deployed(platform: Platform, argv: Sequence[str]) -> int:
     from volkit.rendering import write_tree
 
     values = platform.values()
-    args = _parser(platform, values).parse_args(argv)
+    args = make_parser(platform, values).parse_args(argv)
     deployment = _described(args, values, _read(args.file))
     if platform.write is not None:
         if not args.out:
@@ -76,7 +77,8 @@ def _deployed(platform: Platform, argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser(platform: Platform, values: type) -> Parser:
+def make_parser(platform: Platform, values: type) -> Parser:
+    """What `volkit deploy PLATFORM` takes."""
     from volkit.arguments import Parser, add_option_argument
 
     parser = Parser(prog=f"volkit deploy {platform.name}", description=platform.summary)

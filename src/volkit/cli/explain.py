@@ -12,6 +12,7 @@ from volkit.errors import ERRORS, InvalidArgument, NotFound, VolkitError
 if TYPE_CHECKING:
     import argparse
 
+    from volkit.arguments import Parser
     from volkit.backend import Backend
     from volkit.interfaces import Mixin
 
@@ -21,7 +22,7 @@ Facts = dict[str, Any]
 
 def main(argv: Sequence[str]) -> int:
     """Print the facts; 0 where there are some, 1 where what is installed is broken, 2 for what there is not."""
-    args = _arguments(argv)
+    args = make_parser().parse(argv)
     try:
         facts = _KINDS[args.kind](args)
     except VolkitError as error:
@@ -37,7 +38,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """What the command takes."""
     from volkit.arguments import Parser, add_option_argument
 
     parser = Parser(prog="volkit explain", description="Show all there is to know, out of the classes.")
@@ -47,7 +49,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_option_argument(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
-    return parser.parse(argv)
+    return parser
 
 
 # -- a backend
@@ -115,6 +117,13 @@ def _capabilities() -> Mapping[str, type[Mixin]]:
     from volkit.interfaces import Controller, Node
 
     return {one.__name__: one for one in (*Controller.mixins, *Node.mixins)}
+
+
+def names() -> list[str]:
+    """All that can be explained beside backends."""
+    from volkit.operations import OPERATIONS
+
+    return [*OPERATIONS, *_capabilities(), *(one.__name__ for one in ERRORS)]
 
 
 def _capability(args: argparse.Namespace) -> Facts:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from volkit.arguments import Parser
     from volkit.engine import Engine
     from volkit.recovery import Record
 
@@ -25,7 +26,7 @@ def main(command: str, argv: Sequence[str]) -> int:
     """Run one of the three; the exit code is 0 where nothing is left to do, 1 where something is, 2 for a wrong
     command line.
     """
-    args = _arguments(command, argv)
+    args = make_parser(command).parse(argv)
     args.flags = _flags(argv)
     try:
         from volkit.launch import configure_logging, open_engine
@@ -63,7 +64,8 @@ def _flags(argv: Sequence[str]) -> str:
     return shlex.join(kept)
 
 
-def _arguments(command: str, argv: Sequence[str]) -> argparse.Namespace:
+def make_parser(command: str) -> Parser:
+    """What `volkit COMMAND` takes."""
     from volkit.arguments import Parser, add_arguments
     from volkit.recovery import MIN_AGE
 
@@ -86,7 +88,7 @@ def _arguments(command: str, argv: Sequence[str]) -> argparse.Namespace:
     if command == "doctor":
         parser.add_argument("--repair", action="store_true", help="repair what volkit itself made")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    return parser.parse(argv)
+    return parser
 
 
 SUMMARIES = {

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from volkit.arguments import Parser
+
 _RECENT: Final = 15
 
 
@@ -24,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     """Show them, once in a pipe, on a terminal again and again; 1 where no driver answers, 2 for a wrong command
     line.
     """
-    args = _arguments(argv)
+    args = make_parser().parse(argv)
     try:
         interval = _interval(args.interval)
     except InvalidArgument as error:
@@ -46,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """What the command takes."""
     from volkit.arguments import Parser
 
     parser = Parser(
@@ -63,7 +66,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--once", action="store_true", help="once, also on a terminal")
     form.add_argument("--json", action="store_true", help="once, as JSON")
-    return parser.parse(argv)
+    return parser
 
 
 def _interval(text: str) -> float:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from volkit.arguments import Parser
     from volkit.engine import Engine
     from volkit.inventory import Inventory, Item
 
@@ -26,7 +27,7 @@ WATCH_SECONDS = 2.0
 
 def main(argv: Sequence[str]) -> int:
     """Show them; 0 where everything could be looked at, 1 where something could not, 2 for a wrong command line."""
-    args = _arguments(argv)
+    args = make_parser().parse(argv)
     try:
         from volkit.cli.recovery import in_time
         from volkit.launch import configure_logging, open_engine
@@ -46,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """What the command takes."""
     from volkit.arguments import Parser, add_arguments
 
     description = "Show every volume: its state, where it is attached, staged and published, and who uses it."
@@ -59,7 +61,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     form.add_argument(
         "--graph", default="", metavar="FILE", help="draw volume, node and pod into an SVG file; - is stdout"
     )
-    return parser.parse(argv)
+    return parser
 
 
 def _show(engine: Engine, args: argparse.Namespace) -> int:

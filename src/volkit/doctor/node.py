@@ -49,7 +49,7 @@ class Table:
     """The mount table as it was at one moment. Nothing is waited for, whatever hangs behind a mount."""
 
     def __init__(self, spelling: Spelling | None = None) -> None:
-        self.all = mounts.mounts()
+        self.all: list[Mount] = mounts.mounts()
         self._at: dict[str, list[Mount]] = {}
         for one in self.all:
             self._at.setdefault(one.mount_point, []).append(one)
@@ -133,8 +133,8 @@ class Places:
 
     def __init__(self, journal: Journal) -> None:
         stages = {parts(one.key)[1]: one for one in journal.scan(key("stage", ""))}
-        self.targets = [self._target(one, stages) for one in journal.scan(key("target", ""))]
-        self.stages = [_place(one, one.value) for one in stages.values()]
+        self.targets: list[Place] = [self._target(one, stages) for one in journal.scan(key("target", ""))]
+        self.stages: list[Place] = [_place(one, one.value) for one in stages.values()]
 
     @staticmethod
     def _target(entry: Entry, stages: Mapping[str, Entry]) -> Place:

@@ -32,7 +32,7 @@ __all__ = [
     "wait_for_size", "wait_gone", "wait_until",
 ]  # fmt: skip
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Look = Callable[[], T | None]

@@ -20,7 +20,7 @@ from typing import Final
 from volkit.errors import FailedPrecondition
 from volkit.host import devices, loop, mounts
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _FIFREEZE: Final = 0xC0045877  # linux/fs.h
 _FITHAW: Final = 0xC0045878

@@ -29,7 +29,7 @@ from volkit.host.files import is_open
 
 __all__ = ["LoopStatus", "attach", "detach", "find", "resize", "status"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 CONTROL: Final = "/dev/loop-control"
 _SET_STATUS64: Final = 0x4C04

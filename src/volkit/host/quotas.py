@@ -34,7 +34,7 @@ from volkit.model import Usage
 
 __all__ = ["BtrfsQuota", "NoQuota", "ProjectQuota", "Quota", "enable"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _KIB: Final = 1024
 _CAP_SYS_ADMIN: Final = 21

@@ -31,7 +31,7 @@ from volkit.host.scratch import Scratch
 from volkit.host.sharded import ShardedDirectory
 from volkit.host.trash import Trash
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 __all__ = ["Entry", "Store"]
 

@@ -22,7 +22,7 @@ from volkit.host import btrfs, files
 from volkit.host._syscalls import encoded, refusal
 from volkit.host._walk import DIRECTORY, open_directory
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 __all__ = ["EMPTY_SECONDS", "START_SECONDS", "Trash"]
 

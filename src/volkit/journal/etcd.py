@@ -78,7 +78,7 @@ class EtcdJournal(SharedJournal):
     """
 
     def __init__(self, url: str) -> None:
-        self.address = Address.parse(url)
+        self.address: Address = Address.parse(url)
         self._prefix = self.address.prefix
         self._client = Client(self.address)
         self._sessions = Sessions(self._client, self._prefix)

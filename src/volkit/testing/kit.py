@@ -93,21 +93,21 @@ class Kit:
         self, suite: BackendSuite, directory: Path, *, full: bool = False, sequences: int = 0
     ) -> None:
         self.suite = suite
-        self.full = full and not suite.sampled
+        self.full: bool = full and not suite.sampled
         self.sequences = sequences
         """So many random sequences, other ones in each run; 0: always the same, as many as the suite says."""
         self.directory = directory
         (directory / "storage").mkdir()
         self.storage: Storage = suite.storage(directory / "storage")
         self.backend: type[Backend[Any, Any]] = suite.backend
-        self.spy = Spy()
+        self.spy: Spy = Spy()
         self.journal: Journal = suite.journal()
         self.open_journal: Callable[[], Journal] = lambda: watched_journal(self.journal, self.spy)
         self.told: Mapping[str, str] = {}
         self._watched = watched(self.backend, self.spy)
         controller = self.backend.controller_class(self.storage.settings)
         self.controller_class = controller
-        self.node_class = self.backend.node_class(self.storage.settings)
+        self.node_class: type[Node[Any]] | None = self.backend.node_class(self.storage.settings)
         self._classes = tuple(filter(None, (controller, self.node_class)))
         self._numbers = itertools.count(1)
         self._made: list[Callable[[], object]] = []
@@ -115,7 +115,7 @@ class Kit:
         self.tried = 0
         """How many faults were injected: what docs/reliability.md counts."""
         self._check_witness(controller)
-        self.before = self.seen()
+        self.before: dict[str, Counter[Any]] = self.seen()
 
     def another(self) -> Kit:
         """A kit of the same suite, with a directory, and so as a rule a storage, of its own."""

@@ -8,6 +8,7 @@ made as short as it goes (Hypothesis), and printed as CSI calls.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -214,12 +215,16 @@ class Pair:
         suite = kit.suite
         nodes = suite.nodes
         secrets = Secrets(suite.secrets)
-        self.tested = Side(kit.driver, kit.directory / "tested", dict(suite.parameters), nodes, secrets)
+        self.tested: Side = Side(kit.driver, kit.directory / "tested", dict(suite.parameters), nodes, secrets)
         self._oracle_settings = memory_settings(root=kit.directory / "oracle-volumes")
         self._oracle_backend = oracle_for(kit)
         self._oracle_journal = MemoryJournal()
-        self.oracle = Side(self._oracle(), kit.directory / "oracle", {}, ("node-a", "node-b"), Secrets({}))
-        self.before = kit.seen()  # what an earlier sequence has leaked is not this one's
+        self.oracle: Side = Side(
+            self._oracle(), kit.directory / "oracle", {}, ("node-a", "node-b"), Secrets({})
+        )
+        self.before: dict[str, Counter[Any]] = (
+            kit.seen()
+        )  # what an earlier sequence has leaked is not this one's
         kit.spy.wrong.clear()
 
     def _oracle(self) -> Driver:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from attrs import define, field, frozen
@@ -208,7 +208,7 @@ class MemoryController(
 
     def __init__(self, settings: MemorySettings, node_id: str = "") -> None:
         super().__init__(settings, node_id)
-        self.array = array_of(settings)
+        self.array: Array = array_of(settings)
 
     def create_volume(self, request: CreateVolumeRequest[MemoryParameters]) -> Volume:
         with self.array.lock:
@@ -382,10 +382,10 @@ class MemoryBackend(Backend[MemorySettings, MemoryParameters]):
     name = "memory"
     settings = MemorySettings
     parameters = MemoryParameters
-    controller = MemoryController
-    node = MemoryNode
-    volume = FileVolume
-    limits = Limits(granularity=1, default_size=1 << 20)
+    controller: ClassVar[type[Controller[Any, Any]] | None] = MemoryController
+    node: ClassVar[type[Node[Any]] | None] = MemoryNode
+    volume: ClassVar[type[Volume]] = FileVolume
+    limits: ClassVar[Limits] = Limits(granularity=1, default_size=1 << 20)
 
 
 def memory_settings(**values: Any) -> MemorySettings:

@@ -185,13 +185,15 @@ class Used:
     """A volume on this node, with its paths."""
 
     def __init__(self, kit: Kit, volume: Volume, capability: Capability = SINGLE) -> None:
-        self.kit, self.volume, self.capability = kit, volume, capability
-        self.staging = kit.directory / "staging" / volume.id.replace("/", "_")
-        self.target = kit.directory / "pods" / volume.id.replace("/", "_")
+        self.kit: Kit = kit
+        self.volume: Volume = volume
+        self.capability: Capability = capability
+        self.staging: Path = kit.directory / "staging" / volume.id.replace("/", "_")
+        self.target: Path = kit.directory / "pods" / volume.id.replace("/", "_")
         self.staging.mkdir(parents=True, exist_ok=True)
         self.target.parent.mkdir(exist_ok=True)
         self.context: Any = {}
-        self.written = False
+        self.written: bool = False
         kit.later(self.end)
 
     @property

@@ -36,7 +36,7 @@ _SINGULAR = {"parameters": "parameter", "secrets": "secret", "mutable_parameters
 
 def main(argv: Sequence[str]) -> int:
     """Run `volkit call` with the words that follow it; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     endpoint = getattr(args, "endpoint", "") or os.environ.get("CSI_ENDPOINT", "") or ENDPOINT
     as_json = hasattr(args, "json")
     try:
@@ -66,7 +66,8 @@ def command_of(method: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "-", method).lower()
 
 
-def _parser() -> volkit.arguments.Parser:
+def make_parser() -> volkit.arguments.Parser:
+    """What `volkit call` takes: a command for each RPC, with its fields as flags."""
     common = volkit.arguments.Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument(
         "--endpoint", metavar="URL", help=f"the driver's socket (default: $CSI_ENDPOINT, else {ENDPOINT})"

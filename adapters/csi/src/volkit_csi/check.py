@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Run the checks; 0 where nothing failed, 1 where something did, 2 for a wrong command line."""
-    args = _arguments(argv)
+    args = make_parser().parse(argv)
     directory = Path(tempfile.mkdtemp(prefix="volkit-check-"))
     try:
         driver = _driver(args, directory)
@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failed(outcomes) else 0
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """What the command takes."""
     description = "Check a CSI driver from outside. Volumes are made and removed; nothing else is touched."
     parser = Parser(prog="volkit check", description=description)
     parser.add_argument("--endpoint", required=True, metavar="URL", help="the driver's socket")
@@ -70,7 +71,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output", default="", metavar="FILE", help="where the report goes (default: stdout)"
     )
-    return parser.parse(argv)
+    return parser
 
 
 def _driver(args: argparse.Namespace, directory: Path) -> Driver:

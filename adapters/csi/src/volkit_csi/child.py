@@ -26,7 +26,7 @@ class Driver:
     def __init__(self, work: Path, backend: str = "loop") -> None:
         self.work = work
         self.backend = backend
-        self.log = work / "driver.log"
+        self.log: Path = work / "driver.log"
         self.sessions: list[int] = []
         self.client: Client | None = None
         self._process: subprocess.Popen[bytes] | None = None

@@ -45,7 +45,10 @@ class CallError(Exception):
 
     def __init__(self, method: str, code: str, number: int, message: str) -> None:
         super().__init__(f"{method}: {code}: {message}")
-        self.method, self.code, self.number, self.message = method, code, number, message
+        self.method: str = method
+        self.code: str = code
+        self.number: int = number
+        self.message: str = message
 
 
 class Client:
@@ -56,7 +59,7 @@ class Client:
     """
 
     def __init__(self, endpoint: str, timeout: float = 60.0) -> None:
-        self.path = socket_path(endpoint)
+        self.path: str = socket_path(endpoint)
         self.timeout = timeout
         self._channel = grpc.insecure_channel(f"unix:{quote(self.path)}", options=_CHANNEL)
         self._calls: dict[str, Any] = {}

@@ -17,8 +17,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,7 +103,7 @@ class Report:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self.steps: list[dict[str, Any]] = []
-        self.start = time.monotonic()
+        self.start: float = time.monotonic()
 
     @contextmanager
     def step(self, text: str) -> Iterator[list[str]]:
@@ -144,16 +144,18 @@ class Demo:
     """The steps, on a working directory of their own."""
 
     def __init__(self, work: Path, fs_type: str, report: Report, backend: str = "loop") -> None:
-        self.work, self.fs_type, self.step = work, fs_type, report.step
-        self.driver = Driver(work, backend)
+        self.work: Path = work
+        self.fs_type: str = fs_type
+        self.step: Callable[[str], AbstractContextManager[list[str]]] = report.step
+        self.driver: Driver = Driver(work, backend)
         self.size, self.grown = (SIZE, GROWN) if backend == "loop" else (SMALL, 2 * SMALL)
-        self.parameters = {} if backend == "loop" else {"advisorySize": "true"}
-        self.capability = pb.VolumeCapability(
+        self.parameters: dict[str, str] = {} if backend == "loop" else {"advisorySize": "true"}
+        self.capability: pb.VolumeCapability = pb.VolumeCapability(
             mount=pb.VolumeCapability.MountVolume(fs_type=fs_type),
             access_mode=pb.VolumeCapability.AccessMode(mode="SINGLE_NODE_WRITER"),
         )
-        self.node_id = ""
-        self.publishes = False
+        self.node_id: str = ""
+        self.publishes: bool = False
         self.files_before: set[str] = set()
 
     def run(self) -> None:

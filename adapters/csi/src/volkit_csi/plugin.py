@@ -26,6 +26,7 @@ def volkit_adapter() -> Adapter:
         check=_check,
         explain=_explain,
         platforms=PLATFORMS,
+        parsers={"call": _call_parser, "check": _check_parser},
     )
 
 
@@ -49,6 +50,18 @@ def _call(args: argparse.Namespace) -> int:
     from volkit_csi.call import main
 
     return main(args.words)
+
+
+def _call_parser() -> argparse.ArgumentParser:
+    from volkit_csi.call import make_parser
+
+    return make_parser()
+
+
+def _check_parser() -> argparse.ArgumentParser:
+    from volkit_csi.check import make_parser
+
+    return make_parser()
 
 
 def _check(words: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ from volkit_csi.lean import grpc
 from volkit_csi.pool import Pool
 from volkit_csi.status import Code, RpcError, header_text
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 FAST = frozenset(
     {
@@ -110,7 +110,7 @@ class Server:
         fast: Collection[str] = FAST,
     ) -> None:
         self.endpoint = endpoint
-        self.options = options or Options()
+        self.options: Options = options or Options()
         self._calls = Pool(self.options.threads, "call")
         self._fast = Pool(FAST_THREADS, "fast")
         self._curious = Pool(2, "reflection")
@@ -278,7 +278,7 @@ class Routes(grpc.GenericRpcHandler):
         self._bounded: set[str] = set()
         self._calls = calls
         self._backlog = backlog
-        self.turned_away = 0
+        self.turned_away: int = 0
         self._turned_away: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
             Lane(self._turn_away, fast)
         )

@@ -48,7 +48,8 @@ class Refused(Exception):
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
-        self.status, self.text = status, text
+        self.status: int = status
+        self.text: str = text
 
 
 class App:

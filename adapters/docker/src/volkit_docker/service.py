@@ -48,7 +48,7 @@ class Service:
     def __init__(self, engine: Engine, root: Path, *, wait: float = LONG_SECONDS) -> None:
         self.engine = engine
         self._wait = wait
-        self.uses = Uses(engine, root)
+        self.uses: Uses = Uses(engine, root)
         self.calls: Mapping[str, Callable[[Mapping[str, Any]], Answer]] = {
             "/Plugin.Activate": self.activate,
             "/VolumeDriver.Capabilities": self.capabilities,

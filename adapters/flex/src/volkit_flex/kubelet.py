@@ -29,7 +29,7 @@ class DriverError(Exception):
 
     def __init__(self, message: str, answer: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.answer = dict(answer or {})
+        self.answer: dict[str, Any] = dict(answer or {})
 
 
 class NotSupported(DriverError):

@@ -77,10 +77,10 @@ class Service:
     def __init__(self, engine: Engine, *, attaches: bool) -> None:
         self.engine = engine
         self.attaches = attaches
-        self.staging = engine.state_dir / "flex"
-        self.volumes = Volumes(engine, attaches=attaches)
-        self.node_records = self.volumes.node_records
-        self.controller_records = self.volumes.controller_records
+        self.staging: Path = engine.state_dir / "flex"
+        self.volumes: Volumes = Volumes(engine, attaches=attaches)
+        self.node_records: records.Records = self.volumes.node_records
+        self.controller_records: records.Records = self.volumes.controller_records
 
     def handle(self, words: list[str]) -> Answer:
         """The answer to a command line. Never raises, and never tells a secret."""

@@ -41,8 +41,8 @@ class Volumes:
     def __init__(self, engine: Engine, *, attaches: bool) -> None:
         self.engine = engine
         self.attaches = attaches
-        self.node_records = Records(engine.node_journal)
-        self.controller_records = Records(engine.journal)
+        self.node_records: Records = Records(engine.node_journal)
+        self.controller_records: Records = Records(engine.journal)
 
     def options(self, call: Callout) -> Options:
         """The options of a call, read. Raises InvalidArgument."""

@@ -61,7 +61,7 @@ class Callout:
     __slots__ = ("device", "name", "new_size", "node", "old_size", "operation", "options", "path")
 
     def __init__(self, operation: str, arguments: Mapping[str, Any]) -> None:
-        self.operation = operation
+        self.operation: str = operation
         self.options: dict[str, str] = arguments.get("options", {})
         self.path: str = arguments.get("path", "")
         self.device: str = arguments.get("device", "")

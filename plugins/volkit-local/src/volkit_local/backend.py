@@ -10,6 +10,9 @@ from volkit_local.node import LocalNode
 from volkit_local.options import LocalParameters, LocalSettings
 
 if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
+    from volkit import Controller, Node, Volume
     from volkit.testing import Witness
 
 
@@ -19,16 +22,16 @@ class LocalBackend(Backend[LocalSettings, LocalParameters]):
     name = "local"
     settings = LocalSettings
     parameters = LocalParameters
-    controller = LocalController
-    node = LocalNode
-    volume = FileVolume
-    limits = Limits(
+    controller: ClassVar[type[Controller[Any, Any]] | None] = LocalController
+    node: ClassVar[type[Node[Any]] | None] = LocalNode
+    volume: ClassVar[type[Volume]] = FileVolume
+    limits: ClassVar[Limits] = Limits(
         min_size=1 << 20,
         granularity=4096,
         access_modes=frozenset(mode for mode in AccessMode if not mode.multi_node),
         mount_flags=frozenset({"ro", "rw", "nosuid", "nodev", "noexec", "noatime", "relatime", "nodiratime"}),
     )
-    needs = Needs(node_local=True, host_paths=("pool",))
+    needs: ClassVar[Needs] = Needs(node_local=True, host_paths=("pool",))
 
     @classmethod
     def witness(cls, settings: LocalSettings) -> Witness:

@@ -19,8 +19,8 @@ class LocalController(
 
     def __init__(self, settings: LocalSettings, node_id: str = "") -> None:
         super().__init__(settings, node_id)
-        self.pool = Pool(settings)
-        self.topology = (Topology.of_node(node_id),) if node_id else ()
+        self.pool: Pool = Pool(settings)
+        self.topology: tuple[Topology, ...] = (Topology.of_node(node_id),) if node_id else ()
 
     def create_volume(self, request: requests.CreateVolumeRequest[LocalParameters]) -> Volume:
         if request.topology and not request.topology.met_by(self.topology):

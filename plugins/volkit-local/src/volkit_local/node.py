@@ -21,7 +21,7 @@ class LocalNode(Node[LocalSettings], MountsForGroup, ReportsTopology):
 
     def __init__(self, settings: LocalSettings, node_id: str) -> None:
         super().__init__(settings, node_id)
-        self.pool = Pool(settings)
+        self.pool: Pool = Pool(settings)
 
     def connect(self, request: requests.ConnectRequest) -> FileConnection:
         return FileConnection(directory=self.pool.get(VOLUMES, request.volume_id).data)

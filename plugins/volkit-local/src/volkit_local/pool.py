@@ -32,20 +32,25 @@ class Tree:
     """
 
     def __init__(self, entry: Entry) -> None:
-        self.entry, self.kind, self.id, self.data = entry, entry.kind, entry.id, f"{entry.path}/data"
+        self.entry: Entry = entry
+        self.kind: str = entry.kind
+        self.id: str = entry.id
+        self.data: str = f"{entry.path}/data"
         record = {"size": 0, "enforced": False, "parent": "", "created": 0, **entry.record}
-        self.size, self.enforced = int(record["size"]), bool(record["enforced"])
-        self.parent, self.created = str(record["parent"]), float(record["created"])
+        self.size: int = int(record["size"])
+        self.enforced: bool = bool(record["enforced"])
+        self.parent: str = str(record["parent"])
+        self.created: float = float(record["created"])
 
 
 class Pool:
     """The trees in one directory. Several threads and processes can use it at once."""
 
     def __init__(self, settings: LocalSettings) -> None:
-        root = self.root = str(settings.pool)
-        self._store = Store(root, {VOLUMES: "volume", SNAPSHOTS: "snapshot"}, also=("ledger",))
-        self._quota = quotas.enable(root) if settings.quota else quotas.NoQuota()
-        self._ledger = Ledger(f"{root}/ledger", settings.overcommit, self._count)
+        self.root: str = str(settings.pool)
+        self._store = Store(self.root, {VOLUMES: "volume", SNAPSHOTS: "snapshot"}, also=("ledger",))
+        self._quota = quotas.enable(self.root) if settings.quota else quotas.NoQuota()
+        self._ledger = Ledger(f"{self.root}/ledger", settings.overcommit, self._count)
 
     def get(self, kind: str, id_: str) -> Tree:
         """Raises NotFound, Unavailable where the pool is away, FailedPrecondition where it was tampered with."""

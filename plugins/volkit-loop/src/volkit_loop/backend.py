@@ -10,6 +10,9 @@ from volkit_loop.node import LoopNode
 from volkit_loop.options import LoopParameters, LoopSettings
 
 if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
+    from volkit import Controller, Node
     from volkit.testing import Witness
 
 
@@ -19,14 +22,14 @@ class LoopBackend(Backend[LoopSettings, LoopParameters]):
     name = "loop"
     settings = LoopSettings
     parameters = LoopParameters
-    controller = LoopController
-    node = LoopNode
-    limits = Limits(
+    controller: ClassVar[type[Controller[Any, Any]] | None] = LoopController
+    node: ClassVar[type[Node[Any]] | None] = LoopNode
+    limits: ClassVar[Limits] = Limits(
         min_size=1 << 20,
         granularity=4096,  # a whole page, so that direct I/O reaches the last byte
         access_modes=frozenset(mode for mode in AccessMode if not mode.multi_node),
     )
-    needs = Needs(node_local=True, host_paths=("pool",))
+    needs: ClassVar[Needs] = Needs(node_local=True, host_paths=("pool",))
 
     @classmethod
     def witness(cls, settings: LoopSettings) -> Witness:

@@ -49,8 +49,10 @@ class LoopController(
 
     def __init__(self, settings: LoopSettings, node_id: str = "") -> None:
         super().__init__(settings, node_id)
-        self.pool = Pool(settings.pool, overcommit=settings.overcommit, freeze_limit=settings.freeze_limit)
-        self.topology = (Topology.of_node(node_id),) if node_id else ()
+        self.pool: Pool = Pool(
+            settings.pool, overcommit=settings.overcommit, freeze_limit=settings.freeze_limit
+        )
+        self.topology: tuple[Topology, ...] = (Topology.of_node(node_id),) if node_id else ()
 
     def create_volume(self, request: requests.CreateVolumeRequest[LoopParameters]) -> Volume:
         self._require_here(request.topology)

@@ -24,7 +24,9 @@ class LoopNode(Node[LoopSettings], ListsConnections, ReportsTopology):
 
     def __init__(self, settings: LoopSettings, node_id: str) -> None:
         super().__init__(settings, node_id)
-        self.pool = Pool(settings.pool, overcommit=settings.overcommit, freeze_limit=settings.freeze_limit)
+        self.pool: Pool = Pool(
+            settings.pool, overcommit=settings.overcommit, freeze_limit=settings.freeze_limit
+        )
 
     def connect(self, request: requests.ConnectRequest) -> BlockConnection:
         image = self.pool.get(VOLUMES, request.volume_id)

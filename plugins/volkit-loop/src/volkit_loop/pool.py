@@ -42,7 +42,7 @@ from volkit import (
 from volkit.host import files, freeze
 from volkit.host.ledger import Ledger
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 VOLUMES: Final = "volumes"
 SNAPSHOTS: Final = "snapshots"
@@ -304,7 +304,7 @@ class Pool:
             os.mkdir(making, 0o700)
             descriptor = os.open(making, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self.release = weakref.finalize(self, os.close, descriptor)
+            self.release: weakref.finalize[[int], Pool] = weakref.finalize(self, os.close, descriptor)
             self._making = making
         return self._making
 

@@ -10,6 +10,9 @@ from volkit_s3.node import S3Node, S3PodNode
 from volkit_s3.options import S3Parameters, S3Settings
 
 if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
+    from volkit import Controller, Volume
     from volkit.testing import Witness
 
 
@@ -19,11 +22,11 @@ class S3Backend(Backend[S3Settings, S3Parameters]):
     name = "s3"
     settings = S3Settings
     parameters = S3Parameters
-    controller = S3Controller
-    node = S3PodNode
-    volume = ObjectVolume
-    limits = Limits(fs_types=())
-    needs = Needs(packages=("ca-certificates", "rclone", "s3fs"))
+    controller: ClassVar[type[Controller[Any, Any]] | None] = S3Controller
+    node: ClassVar[type[Node[Any]] | None] = S3PodNode
+    volume: ClassVar[type[Volume]] = ObjectVolume
+    limits: ClassVar[Limits] = Limits(fs_types=())
+    needs: ClassVar[Needs] = Needs(packages=("ca-certificates", "rclone", "s3fs"))
 
     @classmethod
     def node_class(cls, settings: S3Settings) -> type[Node[S3Settings]]:

@@ -24,7 +24,7 @@ from volkit import (
     requests,
 )
 from volkit_s3.mounters import MOUNTERS, Mount, found
-from volkit_s3.options import Keys, Place, S3Settings, by_path, keys_of, region_of
+from volkit_s3.options import Keys, Place, Program, S3Settings, by_path, keys_of, region_of
 from volkit_s3.store import Store
 
 _FLAG = re.compile(r"(uid|gid)=(\d{1,10})|(umask)=(0?[0-7]{3})", re.ASCII)
@@ -38,7 +38,7 @@ class S3Node(Node[S3Settings], MountsByProgram):
 
     def __init__(self, settings: S3Settings, node_id: str) -> None:
         super().__init__(settings, node_id)
-        self.program = settings.mounter or found()
+        self.program: Program | None = settings.mounter or found()
         self._usages: dict[str, tuple[float, Usage]] = {}
         if self.program:
             _log.info("volumes are mounted by %s", self.program.value)

@@ -148,10 +148,12 @@ class Store:
     """A volume's bucket, or its prefix in one, as these keys may see it."""
 
     def __init__(self, settings: S3Settings, place: Place, keys: Keys | None) -> None:
-        self.settings, self.place, self.keys = settings, place, keys
-        self.endpoint = place.endpoint or endpoint_of(settings.endpoint, settings)
-        self.client = connect(settings, self.endpoint, keys)
-        self.bucket = {"Bucket": place.bucket}
+        self.settings: S3Settings = settings
+        self.place: Place = place
+        self.keys: Keys | None = keys
+        self.endpoint: str = place.endpoint or endpoint_of(settings.endpoint, settings)
+        self.client: Any = connect(settings, self.endpoint, keys)
+        self.bucket: dict[str, str] = {"Bucket": place.bucket}
 
     def ask(self, operation: str, /, **fields: Any) -> Any:
         """One request about the bucket. Raises what `asking` raises."""

@@ -18,7 +18,7 @@ class Buckets(Witness):
 
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
-        self.client = _client(
+        self.client: Any = _client(
             endpoint_of(settings.endpoint, settings),
             settings.region,
             settings.access_key,

@@ -7,7 +7,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import Any as _Any, ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -63,7 +63,7 @@ class VolumeCapability(_message.Message):
     block: VolumeCapability.BlockVolume
     mount: VolumeCapability.MountVolume
     access_mode: VolumeCapability.AccessMode
-    def __init__(self, block: _Optional[_Union[VolumeCapability.BlockVolume, _Mapping]] = ..., mount: _Optional[_Union[VolumeCapability.MountVolume, _Mapping]] = ..., access_mode: _Optional[_Union[VolumeCapability.AccessMode, _Mapping]] = ...) -> None: ...
+    def __init__(self, block: _Optional[_Union[VolumeCapability.BlockVolume, _Mapping[str, _Any]]] = ..., mount: _Optional[_Union[VolumeCapability.MountVolume, _Mapping[str, _Any]]] = ..., access_mode: _Optional[_Union[VolumeCapability.AccessMode, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class CapacityRange(_message.Message):
     __slots__ = ("required_bytes", "limit_bytes")
@@ -92,7 +92,7 @@ class Volume(_message.Message):
     volume_context: _containers.ScalarMap[str, str]
     content_source: VolumeContentSource
     accessible_topology: _containers.RepeatedCompositeFieldContainer[Topology]
-    def __init__(self, capacity_bytes: _Optional[int] = ..., volume_id: _Optional[str] = ..., volume_context: _Optional[_Mapping[str, str]] = ..., content_source: _Optional[_Union[VolumeContentSource, _Mapping]] = ..., accessible_topology: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ...) -> None: ...
+    def __init__(self, capacity_bytes: _Optional[int] = ..., volume_id: _Optional[str] = ..., volume_context: _Optional[_Mapping[str, str]] = ..., content_source: _Optional[_Union[VolumeContentSource, _Mapping[str, _Any]]] = ..., accessible_topology: _Optional[_Iterable[_Union[Topology, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class VolumeContentSource(_message.Message):
     __slots__ = ("snapshot", "volume")
@@ -110,7 +110,7 @@ class VolumeContentSource(_message.Message):
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     snapshot: VolumeContentSource.SnapshotSource
     volume: VolumeContentSource.VolumeSource
-    def __init__(self, snapshot: _Optional[_Union[VolumeContentSource.SnapshotSource, _Mapping]] = ..., volume: _Optional[_Union[VolumeContentSource.VolumeSource, _Mapping]] = ...) -> None: ...
+    def __init__(self, snapshot: _Optional[_Union[VolumeContentSource.SnapshotSource, _Mapping[str, _Any]]] = ..., volume: _Optional[_Union[VolumeContentSource.VolumeSource, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class VolumeCondition(_message.Message):
     __slots__ = ("abnormal", "message")
@@ -139,7 +139,7 @@ class TopologyRequirement(_message.Message):
     PREFERRED_FIELD_NUMBER: _ClassVar[int]
     requisite: _containers.RepeatedCompositeFieldContainer[Topology]
     preferred: _containers.RepeatedCompositeFieldContainer[Topology]
-    def __init__(self, requisite: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ..., preferred: _Optional[_Iterable[_Union[Topology, _Mapping]]] = ...) -> None: ...
+    def __init__(self, requisite: _Optional[_Iterable[_Union[Topology, _Mapping[str, _Any]]]] = ..., preferred: _Optional[_Iterable[_Union[Topology, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class Snapshot(_message.Message):
     __slots__ = ("size_bytes", "snapshot_id", "source_volume_id", "creation_time", "ready_to_use", "group_snapshot_id")
@@ -155,7 +155,7 @@ class Snapshot(_message.Message):
     creation_time: _timestamp_pb2.Timestamp
     ready_to_use: bool
     group_snapshot_id: str
-    def __init__(self, size_bytes: _Optional[int] = ..., snapshot_id: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., creation_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready_to_use: _Optional[bool] = ..., group_snapshot_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, size_bytes: _Optional[int] = ..., snapshot_id: _Optional[str] = ..., source_volume_id: _Optional[str] = ..., creation_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, _Any]]] = ..., ready_to_use: _Optional[bool] = ..., group_snapshot_id: _Optional[str] = ...) -> None: ...
 
 class GetPluginInfoRequest(_message.Message):
     __slots__ = ()
@@ -186,7 +186,7 @@ class GetPluginCapabilitiesResponse(_message.Message):
     __slots__ = ("capabilities",)
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     capabilities: _containers.RepeatedCompositeFieldContainer[PluginCapability]
-    def __init__(self, capabilities: _Optional[_Iterable[_Union[PluginCapability, _Mapping]]] = ...) -> None: ...
+    def __init__(self, capabilities: _Optional[_Iterable[_Union[PluginCapability, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class PluginCapability(_message.Message):
     __slots__ = ("service", "volume_expansion")
@@ -224,7 +224,7 @@ class PluginCapability(_message.Message):
     VOLUME_EXPANSION_FIELD_NUMBER: _ClassVar[int]
     service: PluginCapability.Service
     volume_expansion: PluginCapability.VolumeExpansion
-    def __init__(self, service: _Optional[_Union[PluginCapability.Service, _Mapping]] = ..., volume_expansion: _Optional[_Union[PluginCapability.VolumeExpansion, _Mapping]] = ...) -> None: ...
+    def __init__(self, service: _Optional[_Union[PluginCapability.Service, _Mapping[str, _Any]]] = ..., volume_expansion: _Optional[_Union[PluginCapability.VolumeExpansion, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
     __slots__ = ()
@@ -234,7 +234,7 @@ class ProbeResponse(_message.Message):
     __slots__ = ("ready",)
     READY_FIELD_NUMBER: _ClassVar[int]
     ready: _wrappers_pb2.BoolValue
-    def __init__(self, ready: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping]] = ...) -> None: ...
+    def __init__(self, ready: _Optional[_Union[_wrappers_pb2.BoolValue, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class CreateVolumeRequest(_message.Message):
     __slots__ = ("name", "capacity_range", "volume_capabilities", "parameters", "secrets", "volume_content_source", "accessibility_requirements", "mutable_parameters")
@@ -275,13 +275,13 @@ class CreateVolumeRequest(_message.Message):
     volume_content_source: VolumeContentSource
     accessibility_requirements: TopologyRequirement
     mutable_parameters: _containers.ScalarMap[str, str]
-    def __init__(self, name: _Optional[str] = ..., capacity_range: _Optional[_Union[CapacityRange, _Mapping]] = ..., volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_content_source: _Optional[_Union[VolumeContentSource, _Mapping]] = ..., accessibility_requirements: _Optional[_Union[TopologyRequirement, _Mapping]] = ..., mutable_parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., capacity_range: _Optional[_Union[CapacityRange, _Mapping[str, _Any]]] = ..., volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping[str, _Any]]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_content_source: _Optional[_Union[VolumeContentSource, _Mapping[str, _Any]]] = ..., accessibility_requirements: _Optional[_Union[TopologyRequirement, _Mapping[str, _Any]]] = ..., mutable_parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class CreateVolumeResponse(_message.Message):
     __slots__ = ("volume",)
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     volume: Volume
-    def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ...) -> None: ...
+    def __init__(self, volume: _Optional[_Union[Volume, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class DeleteVolumeRequest(_message.Message):
     __slots__ = ("volume_id", "secrets")
@@ -330,7 +330,7 @@ class ControllerPublishVolumeRequest(_message.Message):
     readonly: bool
     secrets: _containers.ScalarMap[str, str]
     volume_context: _containers.ScalarMap[str, str]
-    def __init__(self, volume_id: _Optional[str] = ..., node_id: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ..., readonly: _Optional[bool] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_context: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., node_id: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping[str, _Any]]] = ..., readonly: _Optional[bool] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_context: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ControllerPublishVolumeResponse(_message.Message):
     __slots__ = ("publish_context",)
@@ -408,7 +408,7 @@ class ValidateVolumeCapabilitiesRequest(_message.Message):
     parameters: _containers.ScalarMap[str, str]
     secrets: _containers.ScalarMap[str, str]
     mutable_parameters: _containers.ScalarMap[str, str]
-    def __init__(self, volume_id: _Optional[str] = ..., volume_context: _Optional[_Mapping[str, str]] = ..., volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., mutable_parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., volume_context: _Optional[_Mapping[str, str]] = ..., volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping[str, _Any]]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., mutable_parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ValidateVolumeCapabilitiesResponse(_message.Message):
     __slots__ = ("confirmed", "message")
@@ -443,12 +443,12 @@ class ValidateVolumeCapabilitiesResponse(_message.Message):
         volume_capabilities: _containers.RepeatedCompositeFieldContainer[VolumeCapability]
         parameters: _containers.ScalarMap[str, str]
         mutable_parameters: _containers.ScalarMap[str, str]
-        def __init__(self, volume_context: _Optional[_Mapping[str, str]] = ..., volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., mutable_parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
+        def __init__(self, volume_context: _Optional[_Mapping[str, str]] = ..., volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping[str, _Any]]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., mutable_parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
     CONFIRMED_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     confirmed: ValidateVolumeCapabilitiesResponse.Confirmed
     message: str
-    def __init__(self, confirmed: _Optional[_Union[ValidateVolumeCapabilitiesResponse.Confirmed, _Mapping]] = ..., message: _Optional[str] = ...) -> None: ...
+    def __init__(self, confirmed: _Optional[_Union[ValidateVolumeCapabilitiesResponse.Confirmed, _Mapping[str, _Any]]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ListVolumesRequest(_message.Message):
     __slots__ = ("max_entries", "starting_token")
@@ -466,19 +466,19 @@ class ListVolumesResponse(_message.Message):
         VOLUME_CONDITION_FIELD_NUMBER: _ClassVar[int]
         published_node_ids: _containers.RepeatedScalarFieldContainer[str]
         volume_condition: VolumeCondition
-        def __init__(self, published_node_ids: _Optional[_Iterable[str]] = ..., volume_condition: _Optional[_Union[VolumeCondition, _Mapping]] = ...) -> None: ...
+        def __init__(self, published_node_ids: _Optional[_Iterable[str]] = ..., volume_condition: _Optional[_Union[VolumeCondition, _Mapping[str, _Any]]] = ...) -> None: ...
     class Entry(_message.Message):
         __slots__ = ("volume", "status")
         VOLUME_FIELD_NUMBER: _ClassVar[int]
         STATUS_FIELD_NUMBER: _ClassVar[int]
         volume: Volume
         status: ListVolumesResponse.VolumeStatus
-        def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ..., status: _Optional[_Union[ListVolumesResponse.VolumeStatus, _Mapping]] = ...) -> None: ...
+        def __init__(self, volume: _Optional[_Union[Volume, _Mapping[str, _Any]]] = ..., status: _Optional[_Union[ListVolumesResponse.VolumeStatus, _Mapping[str, _Any]]] = ...) -> None: ...
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[ListVolumesResponse.Entry]
     next_token: str
-    def __init__(self, entries: _Optional[_Iterable[_Union[ListVolumesResponse.Entry, _Mapping]]] = ..., next_token: _Optional[str] = ...) -> None: ...
+    def __init__(self, entries: _Optional[_Iterable[_Union[ListVolumesResponse.Entry, _Mapping[str, _Any]]]] = ..., next_token: _Optional[str] = ...) -> None: ...
 
 class ControllerGetVolumeRequest(_message.Message):
     __slots__ = ("volume_id",)
@@ -494,12 +494,12 @@ class ControllerGetVolumeResponse(_message.Message):
         VOLUME_CONDITION_FIELD_NUMBER: _ClassVar[int]
         published_node_ids: _containers.RepeatedScalarFieldContainer[str]
         volume_condition: VolumeCondition
-        def __init__(self, published_node_ids: _Optional[_Iterable[str]] = ..., volume_condition: _Optional[_Union[VolumeCondition, _Mapping]] = ...) -> None: ...
+        def __init__(self, published_node_ids: _Optional[_Iterable[str]] = ..., volume_condition: _Optional[_Union[VolumeCondition, _Mapping[str, _Any]]] = ...) -> None: ...
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     volume: Volume
     status: ControllerGetVolumeResponse.VolumeStatus
-    def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ..., status: _Optional[_Union[ControllerGetVolumeResponse.VolumeStatus, _Mapping]] = ...) -> None: ...
+    def __init__(self, volume: _Optional[_Union[Volume, _Mapping[str, _Any]]] = ..., status: _Optional[_Union[ControllerGetVolumeResponse.VolumeStatus, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class ControllerModifyVolumeRequest(_message.Message):
     __slots__ = ("volume_id", "secrets", "mutable_parameters")
@@ -544,7 +544,7 @@ class GetCapacityRequest(_message.Message):
     volume_capabilities: _containers.RepeatedCompositeFieldContainer[VolumeCapability]
     parameters: _containers.ScalarMap[str, str]
     accessible_topology: Topology
-    def __init__(self, volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., accessible_topology: _Optional[_Union[Topology, _Mapping]] = ...) -> None: ...
+    def __init__(self, volume_capabilities: _Optional[_Iterable[_Union[VolumeCapability, _Mapping[str, _Any]]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., accessible_topology: _Optional[_Union[Topology, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class GetCapacityResponse(_message.Message):
     __slots__ = ("available_capacity", "maximum_volume_size", "minimum_volume_size")
@@ -554,7 +554,7 @@ class GetCapacityResponse(_message.Message):
     available_capacity: int
     maximum_volume_size: _wrappers_pb2.Int64Value
     minimum_volume_size: _wrappers_pb2.Int64Value
-    def __init__(self, available_capacity: _Optional[int] = ..., maximum_volume_size: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ..., minimum_volume_size: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping]] = ...) -> None: ...
+    def __init__(self, available_capacity: _Optional[int] = ..., maximum_volume_size: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping[str, _Any]]] = ..., minimum_volume_size: _Optional[_Union[_wrappers_pb2.Int64Value, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class ControllerExpandVolumeRequest(_message.Message):
     __slots__ = ("volume_id", "capacity_range", "secrets", "volume_capability")
@@ -573,7 +573,7 @@ class ControllerExpandVolumeRequest(_message.Message):
     capacity_range: CapacityRange
     secrets: _containers.ScalarMap[str, str]
     volume_capability: VolumeCapability
-    def __init__(self, volume_id: _Optional[str] = ..., capacity_range: _Optional[_Union[CapacityRange, _Mapping]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ...) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., capacity_range: _Optional[_Union[CapacityRange, _Mapping[str, _Any]]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class ControllerExpandVolumeResponse(_message.Message):
     __slots__ = ("capacity_bytes", "node_expansion_required")
@@ -591,7 +591,7 @@ class ControllerGetCapabilitiesResponse(_message.Message):
     __slots__ = ("capabilities",)
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     capabilities: _containers.RepeatedCompositeFieldContainer[ControllerServiceCapability]
-    def __init__(self, capabilities: _Optional[_Iterable[_Union[ControllerServiceCapability, _Mapping]]] = ...) -> None: ...
+    def __init__(self, capabilities: _Optional[_Iterable[_Union[ControllerServiceCapability, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class ControllerServiceCapability(_message.Message):
     __slots__ = ("rpc",)
@@ -636,7 +636,7 @@ class ControllerServiceCapability(_message.Message):
         def __init__(self, type: _Optional[_Union[ControllerServiceCapability.RPC.Type, str]] = ...) -> None: ...
     RPC_FIELD_NUMBER: _ClassVar[int]
     rpc: ControllerServiceCapability.RPC
-    def __init__(self, rpc: _Optional[_Union[ControllerServiceCapability.RPC, _Mapping]] = ...) -> None: ...
+    def __init__(self, rpc: _Optional[_Union[ControllerServiceCapability.RPC, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class CreateSnapshotRequest(_message.Message):
     __slots__ = ("source_volume_id", "name", "secrets", "parameters")
@@ -668,7 +668,7 @@ class CreateSnapshotResponse(_message.Message):
     __slots__ = ("snapshot",)
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     snapshot: Snapshot
-    def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ...) -> None: ...
+    def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class DeleteSnapshotRequest(_message.Message):
     __slots__ = ("snapshot_id", "secrets")
@@ -716,12 +716,12 @@ class ListSnapshotsResponse(_message.Message):
         __slots__ = ("snapshot",)
         SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
         snapshot: Snapshot
-        def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ...) -> None: ...
+        def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping[str, _Any]]] = ...) -> None: ...
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[ListSnapshotsResponse.Entry]
     next_token: str
-    def __init__(self, entries: _Optional[_Iterable[_Union[ListSnapshotsResponse.Entry, _Mapping]]] = ..., next_token: _Optional[str] = ...) -> None: ...
+    def __init__(self, entries: _Optional[_Iterable[_Union[ListSnapshotsResponse.Entry, _Mapping[str, _Any]]]] = ..., next_token: _Optional[str] = ...) -> None: ...
 
 class GetSnapshotRequest(_message.Message):
     __slots__ = ("snapshot_id", "secrets")
@@ -742,7 +742,7 @@ class GetSnapshotResponse(_message.Message):
     __slots__ = ("snapshot",)
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     snapshot: Snapshot
-    def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ...) -> None: ...
+    def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class NodeStageVolumeRequest(_message.Message):
     __slots__ = ("volume_id", "publish_context", "staging_target_path", "volume_capability", "secrets", "volume_context")
@@ -779,7 +779,7 @@ class NodeStageVolumeRequest(_message.Message):
     volume_capability: VolumeCapability
     secrets: _containers.ScalarMap[str, str]
     volume_context: _containers.ScalarMap[str, str]
-    def __init__(self, volume_id: _Optional[str] = ..., publish_context: _Optional[_Mapping[str, str]] = ..., staging_target_path: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_context: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., publish_context: _Optional[_Mapping[str, str]] = ..., staging_target_path: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping[str, _Any]]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_context: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class NodeStageVolumeResponse(_message.Message):
     __slots__ = ()
@@ -836,7 +836,7 @@ class NodePublishVolumeRequest(_message.Message):
     readonly: bool
     secrets: _containers.ScalarMap[str, str]
     volume_context: _containers.ScalarMap[str, str]
-    def __init__(self, volume_id: _Optional[str] = ..., publish_context: _Optional[_Mapping[str, str]] = ..., staging_target_path: _Optional[str] = ..., target_path: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ..., readonly: _Optional[bool] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_context: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., publish_context: _Optional[_Mapping[str, str]] = ..., staging_target_path: _Optional[str] = ..., target_path: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping[str, _Any]]] = ..., readonly: _Optional[bool] = ..., secrets: _Optional[_Mapping[str, str]] = ..., volume_context: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class NodePublishVolumeResponse(_message.Message):
     __slots__ = ()
@@ -870,7 +870,7 @@ class NodeGetVolumeStatsResponse(_message.Message):
     VOLUME_CONDITION_FIELD_NUMBER: _ClassVar[int]
     usage: _containers.RepeatedCompositeFieldContainer[VolumeUsage]
     volume_condition: VolumeCondition
-    def __init__(self, usage: _Optional[_Iterable[_Union[VolumeUsage, _Mapping]]] = ..., volume_condition: _Optional[_Union[VolumeCondition, _Mapping]] = ...) -> None: ...
+    def __init__(self, usage: _Optional[_Iterable[_Union[VolumeUsage, _Mapping[str, _Any]]]] = ..., volume_condition: _Optional[_Union[VolumeCondition, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class VolumeUsage(_message.Message):
     __slots__ = ("available", "total", "used", "unit")
@@ -913,7 +913,7 @@ class NodeExpandVolumeRequest(_message.Message):
     staging_target_path: str
     volume_capability: VolumeCapability
     secrets: _containers.ScalarMap[str, str]
-    def __init__(self, volume_id: _Optional[str] = ..., volume_path: _Optional[str] = ..., capacity_range: _Optional[_Union[CapacityRange, _Mapping]] = ..., staging_target_path: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping]] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, volume_id: _Optional[str] = ..., volume_path: _Optional[str] = ..., capacity_range: _Optional[_Union[CapacityRange, _Mapping[str, _Any]]] = ..., staging_target_path: _Optional[str] = ..., volume_capability: _Optional[_Union[VolumeCapability, _Mapping[str, _Any]]] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class NodeExpandVolumeResponse(_message.Message):
     __slots__ = ("capacity_bytes",)
@@ -929,7 +929,7 @@ class NodeGetCapabilitiesResponse(_message.Message):
     __slots__ = ("capabilities",)
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     capabilities: _containers.RepeatedCompositeFieldContainer[NodeServiceCapability]
-    def __init__(self, capabilities: _Optional[_Iterable[_Union[NodeServiceCapability, _Mapping]]] = ...) -> None: ...
+    def __init__(self, capabilities: _Optional[_Iterable[_Union[NodeServiceCapability, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class NodeServiceCapability(_message.Message):
     __slots__ = ("rpc",)
@@ -956,7 +956,7 @@ class NodeServiceCapability(_message.Message):
         def __init__(self, type: _Optional[_Union[NodeServiceCapability.RPC.Type, str]] = ...) -> None: ...
     RPC_FIELD_NUMBER: _ClassVar[int]
     rpc: NodeServiceCapability.RPC
-    def __init__(self, rpc: _Optional[_Union[NodeServiceCapability.RPC, _Mapping]] = ...) -> None: ...
+    def __init__(self, rpc: _Optional[_Union[NodeServiceCapability.RPC, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class NodeGetInfoRequest(_message.Message):
     __slots__ = ()
@@ -970,7 +970,7 @@ class NodeGetInfoResponse(_message.Message):
     node_id: str
     max_volumes_per_node: int
     accessible_topology: Topology
-    def __init__(self, node_id: _Optional[str] = ..., max_volumes_per_node: _Optional[int] = ..., accessible_topology: _Optional[_Union[Topology, _Mapping]] = ...) -> None: ...
+    def __init__(self, node_id: _Optional[str] = ..., max_volumes_per_node: _Optional[int] = ..., accessible_topology: _Optional[_Union[Topology, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class VolumeGroupSnapshot(_message.Message):
     __slots__ = ("group_snapshot_id", "snapshots", "creation_time", "ready_to_use")
@@ -982,7 +982,7 @@ class VolumeGroupSnapshot(_message.Message):
     snapshots: _containers.RepeatedCompositeFieldContainer[Snapshot]
     creation_time: _timestamp_pb2.Timestamp
     ready_to_use: bool
-    def __init__(self, group_snapshot_id: _Optional[str] = ..., snapshots: _Optional[_Iterable[_Union[Snapshot, _Mapping]]] = ..., creation_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready_to_use: _Optional[bool] = ...) -> None: ...
+    def __init__(self, group_snapshot_id: _Optional[str] = ..., snapshots: _Optional[_Iterable[_Union[Snapshot, _Mapping[str, _Any]]]] = ..., creation_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, _Any]]] = ..., ready_to_use: _Optional[bool] = ...) -> None: ...
 
 class CreateVolumeGroupSnapshotRequest(_message.Message):
     __slots__ = ("name", "source_volume_ids", "secrets", "parameters")
@@ -1014,7 +1014,7 @@ class CreateVolumeGroupSnapshotResponse(_message.Message):
     __slots__ = ("group_snapshot",)
     GROUP_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     group_snapshot: VolumeGroupSnapshot
-    def __init__(self, group_snapshot: _Optional[_Union[VolumeGroupSnapshot, _Mapping]] = ...) -> None: ...
+    def __init__(self, group_snapshot: _Optional[_Union[VolumeGroupSnapshot, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class DeleteVolumeGroupSnapshotRequest(_message.Message):
     __slots__ = ("group_snapshot_id", "snapshot_ids", "secrets")
@@ -1058,7 +1058,7 @@ class GetVolumeGroupSnapshotResponse(_message.Message):
     __slots__ = ("group_snapshot",)
     GROUP_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     group_snapshot: VolumeGroupSnapshot
-    def __init__(self, group_snapshot: _Optional[_Union[VolumeGroupSnapshot, _Mapping]] = ...) -> None: ...
+    def __init__(self, group_snapshot: _Optional[_Union[VolumeGroupSnapshot, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class GroupControllerGetCapabilitiesRequest(_message.Message):
     __slots__ = ()
@@ -1068,7 +1068,7 @@ class GroupControllerGetCapabilitiesResponse(_message.Message):
     __slots__ = ("capabilities",)
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     capabilities: _containers.RepeatedCompositeFieldContainer[GroupControllerServiceCapability]
-    def __init__(self, capabilities: _Optional[_Iterable[_Union[GroupControllerServiceCapability, _Mapping]]] = ...) -> None: ...
+    def __init__(self, capabilities: _Optional[_Iterable[_Union[GroupControllerServiceCapability, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class GroupControllerServiceCapability(_message.Message):
     __slots__ = ("rpc",)
@@ -1085,7 +1085,7 @@ class GroupControllerServiceCapability(_message.Message):
         def __init__(self, type: _Optional[_Union[GroupControllerServiceCapability.RPC.Type, str]] = ...) -> None: ...
     RPC_FIELD_NUMBER: _ClassVar[int]
     rpc: GroupControllerServiceCapability.RPC
-    def __init__(self, rpc: _Optional[_Union[GroupControllerServiceCapability.RPC, _Mapping]] = ...) -> None: ...
+    def __init__(self, rpc: _Optional[_Union[GroupControllerServiceCapability.RPC, _Mapping[str, _Any]]] = ...) -> None: ...
 
 class BlockMetadata(_message.Message):
     __slots__ = ("byte_offset", "size_bytes")
@@ -1122,7 +1122,7 @@ class GetMetadataAllocatedResponse(_message.Message):
     block_metadata_type: BlockMetadataType
     volume_capacity_bytes: int
     block_metadata: _containers.RepeatedCompositeFieldContainer[BlockMetadata]
-    def __init__(self, block_metadata_type: _Optional[_Union[BlockMetadataType, str]] = ..., volume_capacity_bytes: _Optional[int] = ..., block_metadata: _Optional[_Iterable[_Union[BlockMetadata, _Mapping]]] = ...) -> None: ...
+    def __init__(self, block_metadata_type: _Optional[_Union[BlockMetadataType, str]] = ..., volume_capacity_bytes: _Optional[int] = ..., block_metadata: _Optional[_Iterable[_Union[BlockMetadata, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class GetMetadataDeltaRequest(_message.Message):
     __slots__ = ("base_snapshot_id", "target_snapshot_id", "starting_offset", "max_results", "secrets")
@@ -1153,4 +1153,4 @@ class GetMetadataDeltaResponse(_message.Message):
     block_metadata_type: BlockMetadataType
     volume_capacity_bytes: int
     block_metadata: _containers.RepeatedCompositeFieldContainer[BlockMetadata]
-    def __init__(self, block_metadata_type: _Optional[_Union[BlockMetadataType, str]] = ..., volume_capacity_bytes: _Optional[int] = ..., block_metadata: _Optional[_Iterable[_Union[BlockMetadata, _Mapping]]] = ...) -> None: ...
+    def __init__(self, block_metadata_type: _Optional[_Union[BlockMetadataType, str]] = ..., volume_capacity_bytes: _Optional[int] = ..., block_metadata: _Optional[_Iterable[_Union[BlockMetadata, _Mapping[str, _Any]]]] = ...) -> None: ...

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "plugins/volkit-s3/tests")
 
 from volkit import Capability, requests
 from volkit.host import fuse, mounts
+from volkit.objects import Program
 from volkit_s3.node import S3PodNode
-from volkit_s3.options import Program
 
 servers: Any = importlib.import_module("s3.servers")  # the tests' own
 World: Any = importlib.import_module("s3.world").World

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         launch,
         lifecycle,
         model,
+        objects,
         operations,
         options,
         registry,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
         requests,
     )
     from volkit.backend import Backend, Limits, Needs
+    from volkit.credentials import AccessKey
+    from volkit.endpoints import Endpoints
     from volkit.engine import Engine
     from volkit.errors import (
         ERRORS,
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
         Unsupported,
         UnsupportedVolume,
         VolkitError,
+        error_of_status,
     )
     from volkit.hookspecs import Adapter, Deployment, Platform, hookimpl
     from volkit.interfaces import (
@@ -154,6 +158,7 @@ if TYPE_CHECKING:
         ValidateCapabilitiesResult,
         VolumeEntry,
     )
+    from volkit.usage import UsageCache
     from volkit.validate import file_name, split_metadata
 
 __version__ = "0.1.0"
@@ -217,6 +222,10 @@ __all__ = [
     "Usage",
     "Volume",
     "VolumeHealth",
+    # what backends share
+    "AccessKey",
+    "Endpoints",
+    "UsageCache",
     # requests and results
     "CapacityRequest",
     "CapacityResult",
@@ -273,6 +282,7 @@ __all__ = [
     "Unsupported",
     "UnsupportedVolume",
     "VolkitError",
+    "error_of_status",
     # for adapters
     "OPERATIONS",
     "Operation",
@@ -304,6 +314,7 @@ __all__ = [
     "launch",
     "lifecycle",
     "model",
+    "objects",
     "operations",
     "options",
     "registry",
@@ -313,11 +324,13 @@ __all__ = [
 
 _NAMES = {
     "backend": "Backend Limits Needs",
+    "credentials": "AccessKey",
+    "endpoints": "Endpoints",
     "engine": "Engine",
     "errors": """
         ERRORS Aborted AlreadyExists Ambiguous DeadlineExceeded FailedPrecondition InUse InvalidArgument
         InvalidToken NotBlank NotFound OutOfRange PermissionDenied ResourceExhausted Unauthenticated
-        Unavailable Unsupported UnsupportedVolume VolkitError
+        Unavailable Unsupported UnsupportedVolume VolkitError error_of_status
     """,
     "hookspecs": "Adapter Deployment Platform hookimpl",
     "interfaces": """
@@ -344,10 +357,11 @@ _NAMES = {
         NodeStageRequest NodeStats NodeStatsRequest NodeUnpublishRequest NodeUnstageRequest Page
         ResizeRequest ValidateCapabilitiesRequest ValidateCapabilitiesResult VolumeEntry
     """,
+    "usage": "UsageCache",
     "validate": "file_name split_metadata",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
-_MODULES = frozenset({*_NAMES, "arguments", "host", "launch", "rendering"})
+_MODULES = frozenset({*_NAMES, "arguments", "host", "launch", "objects", "rendering"})
 
 
 def __getattr__(name: str) -> Any:

@@ -135,6 +135,26 @@ def quoted(value: object, limit: int = 64) -> str:
     return text if len(text) <= 8 * limit else f"{text[: 8 * limit]}…"
 
 
+def error_of_status(status: int) -> type[VolkitError]:
+    """The class that a storage's answer over HTTP stands for, where its status is all that it says (RFC 9110, 15).
+
+    Unavailable for a status that tells nothing, so that the call is repeated.
+    """
+    return _OF_STATUS.get(status, Unavailable)
+
+
+_OF_STATUS: dict[int, type[VolkitError]] = {
+    400: InvalidArgument,
+    401: Unauthenticated,
+    403: PermissionDenied,
+    404: NotFound,
+    405: FailedPrecondition,
+    409: FailedPrecondition,
+    412: FailedPrecondition,
+    501: FailedPrecondition,
+    507: ResourceExhausted,
+}
+
 ERRORS: tuple[type[VolkitError], ...] = (
     VolkitError,
     InvalidArgument,

@@ -12,6 +12,7 @@ import pytest
 from volkit import Backend
 from volkit.testing import BackendSuite, Storage
 from volkit_csi.testing import CsiSuite
+from volkit_docker.testing import DockerSuite
 from volkit_flex.testing import FlexSuite
 from volkit_local.backend import LocalBackend
 from volkit_local.options import LocalSettings
@@ -87,4 +88,10 @@ class TestBtrfsOverCsi(OverAWire, CsiSuite):
 @pytest.mark.root
 @pytest.mark.needs("mkfs.btrfs")
 class TestBtrfsOverFlex(OverAWire, FlexSuite):
+    pass
+
+
+@pytest.mark.root
+@pytest.mark.needs("mkfs.btrfs")
+class TestBtrfsOverDocker(OverAWire, DockerSuite):
     pass

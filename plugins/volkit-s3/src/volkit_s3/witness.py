@@ -9,8 +9,9 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from volkit.objects import RESERVED
 from volkit.testing import Witness
-from volkit_s3.options import RESERVED, S3Settings, endpoint_of
+from volkit_s3.options import S3Settings
 
 
 class Buckets(Witness):
@@ -18,8 +19,8 @@ class Buckets(Witness):
 
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
-        self.client: Any = _client(
-            endpoint_of(settings.endpoint, settings),
+        self.client = _client(
+            settings.allowed().own,
             settings.region,
             settings.access_key,
             settings.secret_key,

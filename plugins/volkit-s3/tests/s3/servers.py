@@ -21,6 +21,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from volkit import options
 from volkit_s3.options import S3Settings
 
 ACCESS, SECRET = "volkit-test-access-key", "volkit-test-secret-key-Zq7x9"
@@ -55,6 +56,10 @@ osd data = {home}/osd
 rgw data = {home}/rgw
 rgw frontends = beast endpoint=127.0.0.1:{{port}} tcp_nodelay=1
 rgw enable usage log = false
+rgw sts key = sixteen-letters-
+rgw s3 auth use sts = true
+rgw sts min session duration = 1
+osd client watch timeout = 2
 """
 
 
@@ -222,7 +227,8 @@ def settings_of(server: Server, **more: Any) -> S3Settings:
         given["bucket"] = "shared"
         with suppress(ClientError):  # it is there
             client(server.port).create_bucket(Bucket="shared")
-    return S3Settings(endpoint=server.endpoint, insecure_http=True, **{**given, **more})
+    fields = {"endpoint": server.endpoint, "insecure_http": True, **given, **more}
+    return options.complete(S3Settings, fields, "setting")
 
 
 def stop_programs(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""The S3 backend passes the conformance suite on real servers: directly, through CSI and through FlexVolume."""
+"""The S3 backend passes the conformance suite on real servers: directly, and through CSI, FlexVolume and Docker."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from volkit.testing import BackendSuite, Storage
 from volkit_csi.testing import CsiSuite
+from volkit_docker.testing import DockerSuite
 from volkit_flex.testing import FlexSuite
 from volkit_s3.backend import S3Backend
 from volkit_s3.witness import Buckets
@@ -54,3 +55,11 @@ class TestPrefixesOverCsi(OnRgw, CsiSuite):
 
 class TestBucketsOverFlex(OnRgw, FlexSuite):
     __test__ = True
+
+
+class TestPrefixesOverDocker(OnRgw, DockerSuite):
+    __test__ = True
+    parameters: ClassVar[Mapping[str, str]] = {"mode": "prefix", "onDelete": "purge"}
+    extra: ClassVar[Mapping[str, Any]] = {"shared": True}
+    sample_faults: ClassVar[int | None] = 1
+    sample_kills: ClassVar[int] = 1

@@ -18,7 +18,7 @@ import pytest
 
 from volkit import InvalidArgument, NotFound, Unauthenticated
 from volkit.host import mounts
-from volkit_s3.options import Program
+from volkit.objects import Program
 
 from .servers import ACCESS, SECRET, Rclone, Rgw, client, settings_of, wait_until
 from .world import World, words_of
@@ -115,7 +115,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from s3.servers import Server, settings_of
 from s3.world import World
-from volkit_s3.options import Program
+from volkit.objects import Program
 server = Server(Path("/"))
 server.port = {port}
 world = World(Path({base!r}), settings_of(server, mounter=Program({program!r})))

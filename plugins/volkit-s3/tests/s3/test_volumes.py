@@ -20,6 +20,7 @@ from volkit import (
     Unauthenticated,
     Unavailable,
 )
+from volkit.objects import name_of
 from volkit.requests import ListRequest, ModifyVolumeRequest
 
 from .servers import SECRET, Rclone, Rgw, client, settings_of, wait_until
@@ -134,20 +135,20 @@ def test_many_objects_are_deleted_in_few_requests(world: World, plain: Any) -> N
 def test_a_delete_that_was_cut_short_is_finished(
     world: World, plain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from volkit_s3.store import Store
+    from volkit_s3.client import S3Bucket
 
     made = world.create("cut", onDelete="purge")
     put_many(plain, made.id, [f"{number:05}" for number in range(1100)])
-    delete, calls = Store._delete, []
+    delete, calls = S3Bucket.delete_objects, []
 
-    def failing(self: Store, objects: Any) -> None:
+    def failing(self: S3Bucket, objects: Any) -> None:
         calls.append(len(objects))
         if len(calls) > 1:
             raise Unavailable("the server is away")
         delete(self, objects)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_delete", failing)
+        patch.setattr(S3Bucket, "delete_objects", failing)
         with pytest.raises(Unavailable):
             world.delete(made.id)
     assert len(keys(plain, made.id)) == 100
@@ -206,9 +207,7 @@ def test_a_lost_journal_loses_no_volume(world: World, plain: Any) -> None:
 
 
 def test_a_name_that_somebody_else_has(world: World, plain: Any, somebody: Any) -> None:
-    from volkit_s3.options import name_of
-
-    name = name_of("taken", world.settings)
+    name = name_of("taken", world.settings.bucket_prefix)
     somebody.create_bucket(Bucket=name)
     somebody.put_object(Bucket=name, Key="mine", Body=b"x")
     with pytest.raises(AlreadyExists, match="somebody else has a bucket of this name; set bucketPrefix"):

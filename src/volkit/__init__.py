@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         requests,
     )
     from volkit.backend import Backend, Limits, Needs
+    from volkit.deployment import Deployment, Platform
     from volkit.engine import Engine
     from volkit.errors import (
         ERRORS,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
         UnsupportedVolume,
         VolkitError,
     )
-    from volkit.hookspecs import Adapter, Deployment, Platform, hookimpl
+    from volkit.hookspecs import Adapter, hookimpl
     from volkit.interfaces import (
         Clones,
         ConnectsPerPod,
@@ -317,7 +318,8 @@ _NAMES = {
         InvalidToken NotBlank NotFound OutOfRange PermissionDenied ResourceExhausted Unauthenticated
         Unavailable Unsupported UnsupportedVolume VolkitError
     """,
-    "hookspecs": "Adapter Deployment Platform hookimpl",
+    "deployment": "Deployment Platform",
+    "hookspecs": "Adapter hookimpl",
     "interfaces": """
         Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsConnections
         ListsPublished ListsSnapshots Mixin Modifies MountsByProgram MountsForGroup Node Publishes ReportsCapacity

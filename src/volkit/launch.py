@@ -51,7 +51,6 @@ __all__ = [
 STATE_DIR = Path("/var/lib/volkit")
 LEVELS = ("debug", "info", "warning", "error")
 _VARIABLE = "VOLKIT_"
-_OPTION_VARIABLE = "VOLKIT_OPTION_"
 _MAX_FILE_BYTES = 1024 * 1024
 
 
@@ -259,8 +258,8 @@ def _read_switch(text: str) -> bool:
 
 def _from_variables(environ: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
     for name, text in environ.items():
-        if name.startswith(_OPTION_VARIABLE) and text:
-            yield name, name.removeprefix(_OPTION_VARIABLE).lower(), text
+        if name.startswith(options.VARIABLE) and text:
+            yield name, name.removeprefix(options.VARIABLE).lower(), text
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -414,7 +413,7 @@ def read_settings(backend: type[Backend[Any, Any]], given: Iterable[tuple[str, s
         if one and one.secret and source == "-o" and not text.startswith("@/"):
             raise InvalidArgument(
                 f"option {key!r} is secret and every user can read the command line: write -o {key}=@/FILE, "
-                f"or set {_OPTION_VARIABLE}{one.field.upper()}"
+                f"or set {one.variable}"
             )
         if name in chosen and chosen[name][0] == source:
             raise InvalidArgument(f"option {name!r} is given twice by {source}")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from volkit.backend import Backend, Limits, Needs
     from volkit.credentials import AccessKey
     from volkit.endpoints import Endpoints
+    from volkit.deployment import Deployment, Platform
     from volkit.engine import Engine
     from volkit.errors import (
         ERRORS,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
         VolkitError,
         error_of_status,
     )
-    from volkit.hookspecs import Adapter, Deployment, Platform, hookimpl
+    from volkit.hookspecs import Adapter, hookimpl
     from volkit.interfaces import (
         Clones,
         ConnectsPerPod,
@@ -332,7 +333,8 @@ _NAMES = {
         InvalidToken NotBlank NotFound OutOfRange PermissionDenied ResourceExhausted Unauthenticated
         Unavailable Unsupported UnsupportedVolume VolkitError error_of_status
     """,
-    "hookspecs": "Adapter Deployment Platform hookimpl",
+    "deployment": "Deployment Platform",
+    "hookspecs": "Adapter hookimpl",
     "interfaces": """
         Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsConnections
         ListsPublished ListsSnapshots Mixin Modifies MountsByProgram MountsForGroup Node Publishes ReportsCapacity

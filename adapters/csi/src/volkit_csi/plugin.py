@@ -112,7 +112,7 @@ PLATFORMS = (
         name="kubernetes",
         summary="a CSI driver: YAML, a kustomize base, a Helm chart, a Dockerfile",
         values=_values("Kubernetes"),
-        render=_rendering("cluster"),
+        render=_rendering("kubernetes"),
     ),
     Platform(
         name="nomad",
@@ -125,5 +125,11 @@ PLATFORMS = (
         summary="the PersistentVolume and the claim of a volume that exists",
         values=_values("ExistingVolume"),
         render=_rendering("existing"),
+    ),
+    Platform(
+        name="e2e",
+        summary="the driver for Kubernetes' end-to-end suite of storage",
+        values=_values("EndToEnd"),
+        render=_rendering("endtoend"),
     ),
 )

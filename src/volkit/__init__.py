@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         registry,
         rendering,
         requests,
+        rootfs,
     )
     from volkit.backend import Backend, Limits, Needs
     from volkit.deployment import Deployment, Platform
@@ -308,6 +309,7 @@ __all__ = [
     "registry",
     "rendering",
     "requests",
+    "rootfs",
 ]
 
 _NAMES = {
@@ -347,7 +349,7 @@ _NAMES = {
     "validate": "file_name split_metadata",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
-_MODULES = frozenset({*_NAMES, "host", "launch", "rendering"})
+_MODULES = frozenset({*_NAMES, "host", "launch", "rendering", "rootfs"})
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ import pytest
 
 from volkit.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from volkit.host import files, mounts
+from volkit.host._walk import open_directory
 from volkit.host.ledger import Ledger
 from volkit.host.sharded import ShardedDirectory
 from volkit.host.store import Store
@@ -271,6 +272,22 @@ def test_what_something_is_mounted_in_stays_and_is_told_of(
             mounts.unmount(one.mount_point)
     assert Trash(str(tmp_path / "trash")).empty(60)
     assert os.listdir(tmp_path / "trash") == []
+
+
+def test_what_somebody_else_removes_meanwhile_is_not_called_mounted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree").mkdir()
+    trash = Trash(str(tmp_path / "trash"))
+    trash.take(str(tmp_path / "tree"))
+
+    def too_late(place: int, name: str) -> int | None:
+        os.rmdir(name, dir_fd=place)
+        return open_directory(place, name)
+
+    monkeypatch.setattr("volkit.host.trash.open_directory", too_late)
+    assert trash.empty(60)
+    assert caplog.text == ""
 
 
 # -- the parts

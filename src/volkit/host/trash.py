@@ -112,6 +112,7 @@ class Trash:
             refused = error
         place = open_directory(trash, name)
         if place is None:
+            os.stat(name, dir_fd=trash, follow_symlinks=False)  # FileNotFoundError where somebody was faster
             raise InUse("something is mounted there") from refused
         try:
             if btrfs.is_subvolume(path := f"{self._path}/{name}"):

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     )
     from volkit.backend import Backend, Limits, Needs
     from volkit.credentials import AccessKey
-    from volkit.endpoints import Endpoints
     from volkit.deployment import Deployment, Platform
+    from volkit.endpoints import Endpoints
     from volkit.engine import Engine
     from volkit.errors import (
         ERRORS,

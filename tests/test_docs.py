@@ -201,6 +201,9 @@ class Page:
     def close(self) -> None:
         """End the shell and what it left running in the background."""
         sys.modules.pop(self.module.__name__, None)
+        for name, module in list(sys.modules.items()):  # another page may have one of the same name
+            if (getattr(module, "__file__", None) or "").startswith(f"{self.directory}/"):
+                del sys.modules[name]
         if self.shell is None:
             return
         assert self.shell.stdin is not None
@@ -361,5 +364,5 @@ def test_blocks_share_files_names_and_a_shell(tmp_path: Path, monkeypatch: pytes
         encoding="utf-8",
     )
     run_page(page, tmp_path, monkeypatch)
-    sys.modules.pop("acme", None)
+    assert "acme" not in sys.modules
     assert (tmp_path / "made").read_text(encoding="utf-8") == "line\n"

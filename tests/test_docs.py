@@ -186,7 +186,14 @@ class Page:
         shell = subprocess.Popen(
             ["bash", "-e", "-u", "-o", "pipefail"],
             cwd=self.directory,
-            env={**os.environ, "PATH": path, "HOME": str(self.directory), "LC_ALL": "C.UTF-8"},
+            env={
+                **os.environ,
+                "PATH": path,
+                "HOME": str(self.directory),
+                "LC_ALL": "C.UTF-8",
+                "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),  # pip's
+                "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -31,6 +31,8 @@ import pytest
 import yaml
 from _pytest.mark import ParameterSet
 
+from volkit.host import loop, mounts
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_SHOWN = 12
@@ -206,7 +208,15 @@ class Page:
         return shell
 
     def close(self) -> None:
-        """End the shell and what it left running in the background."""
+        """End the shell and what it left running in the background; a page that failed leaves mounts and devices."""
+        self.end()
+        for one in reversed(mounts.mounts(under=str(self.directory))):
+            mounts.unmount(one.mount_point, lazy=True)
+        for device, backing in loop.attached():
+            if backing.startswith(f"{self.directory}/"):
+                subprocess.run(["losetup", "--detach", device], check=False)
+
+    def end(self) -> None:
         sys.modules.pop(self.module.__name__, None)
         for name, module in list(sys.modules.items()):  # another page may have one of the same name
             if (getattr(module, "__file__", None) or "").startswith(f"{self.directory}/"):

@@ -31,6 +31,7 @@ import pytest
 import yaml
 from _pytest.mark import ParameterSet
 
+import volkit
 from volkit.host import loop, mounts
 
 ROOT = Path(__file__).parent.parent
@@ -307,6 +308,14 @@ def test_every_flag_in_the_docs_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         told = "".join((ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in pages)
         of_driver = FLAG.findall(book.programs("").partition(f"## {name}\n")[2].partition("\n## ")[0])
         assert set(of_driver) - set(FLAG.findall(told)) <= {"help", "version", "option"}, name
+
+
+@pytest.mark.parametrize("name", ["local", "loop"])
+def test_every_option_of_a_backend_is_on_its_page(name: str) -> None:
+    page = (ROOT / f"docs/backends/{name}.md").read_text(encoding="utf-8")
+    backend = volkit.load_backend(name)
+    keys = {one.key for cls in (backend.settings, backend.parameters) for one in volkit.options.declared(cls)}
+    assert keys <= set(re.findall(r"`(\w+)`", page))
 
 
 def test_every_file_in_the_docs_is_there() -> None:

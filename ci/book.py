@@ -10,12 +10,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import io
 import logging
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -66,7 +68,24 @@ def _kept(what: str) -> str | None:
         from volkit import metrics
 
         return "\n".join(("", *metrics.reference(), ""))
-    return None
+    return modules() if what == "modules" else None
+
+
+def modules() -> str:
+    """The core's modules, from the top of import-linter's layers down, as their docstrings begin."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = next(one["layers"] for one in contracts if one["type"] == "layers" and one.get("exhaustive"))
+    names = [name for layer in layers for name in re.findall(r"\w+", layer)]
+    names.insert(names.index("digests"), "host")  # beside the layers, and above what it imports
+    return "\n".join(("| Module | |", "|---|---|", *(f"| `{name}` | {_docstring(name)} |" for name in names)))
+
+
+def _docstring(module: str) -> str:
+    path = ROOT / "src/volkit" / f"{module}.py"
+    source = path if path.exists() else path.with_suffix("") / "__init__.py"
+    return _first(ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))))
 
 
 def table(cls: type) -> str:

@@ -109,9 +109,7 @@ def _suite(args: argparse.Namespace) -> BackendSuite:
     controller_class = loaded.controller_class(settings)
     if controller_class is None:
         raise FailedPrecondition(f"backend {args.backend!r} makes no volumes: there is nothing to check")
-    controller = controller_class(
-        settings, ""
-    )  # a storage that cannot be used is one refusal, not one a case
+    controller = controller_class(settings, "")  # a storage that cannot be used is refused once
     witness = loaded.witness(settings)
     if witness is None:
         try:

@@ -62,6 +62,9 @@ rgw enable usage log = false
 rgw sts key = sixteen-letters-
 rgw sts min session duration = 1
 rgw cache enabled = false
+rgw gc obj min wait = 1
+rgw gc processor period = 2
+rgw gc processor max time = 60
 """
 
 

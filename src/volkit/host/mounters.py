@@ -272,9 +272,12 @@ def pending(connection: Connection) -> int:
     left = 0
     if isinstance(connection, FuseConnection) and connection.cache:
         for path in Path(connection.cache).glob("vfsMeta/**/*"):
-            with suppress(OSError, ValueError):  # a directory, gone, or being written
-                found = json.loads(path.read_text())
-                left += max(1, found["Size"]) if found.get("Dirty") else 0
+            with suppress(IsADirectoryError, FileNotFoundError):
+                try:
+                    found = json.loads(path.read_text())
+                    left += max(1, found["Size"]) if found.get("Dirty") else 0
+                except ValueError:  # being written: ask again
+                    left += 1
     return left
 
 

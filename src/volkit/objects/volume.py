@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,8 @@ from volkit.objects.location import RESERVED, Location
 TAG: Final = "volkit.io/"
 """What the names of volkit's own tags begin with."""
 
-_COPIES: Final = 8  # at a time
+_COPIES: Final = 8  # objects at a time
+_DELETES: Final = 4  # pages at a time
 
 
 class StoredVolume:
@@ -110,9 +112,11 @@ class StoredVolume:
         return not self.location.prefix and self.bucket.has(RESERVED)
 
     def purge(self) -> None:
-        """Delete all objects, versions and unfinished uploads, a page at a time, as much as is left of them."""
-        for page in self.bucket.versions(self.location.begin):
-            self.bucket.delete_objects(page)
+        """Delete all objects, versions and unfinished uploads, some pages at a time, as much as is left of them."""
+        pages = iter(self.bucket.versions(self.location.begin))
+        with ThreadPoolExecutor(_DELETES) as deletes:
+            while some := list(itertools.islice(pages, _DELETES)):
+                list(deletes.map(self.bucket.delete_objects, some))
         self.bucket.abort_uploads(self.location.begin)
 
     def copy_from(self, source: StoredVolume) -> None:

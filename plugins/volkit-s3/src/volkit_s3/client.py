@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Final
 
 import volkit
@@ -61,7 +61,7 @@ def refusal(what: str, code: str, status: int, temporary: bool = False) -> volki
     return cls(f"{what}: the server answers {code or status}{hint}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def asking(what: str, key: AccessKey | None = None) -> Iterator[None]:
     """What boto3 raises in here becomes an error of volkit, which shows neither the request nor what was answered."""
     from boto3.exceptions import Boto3Error
@@ -229,12 +229,12 @@ class S3Bucket(Bucket[S3Settings]):
             yield [Object(one["Key"], one["Size"]) for one in page]
 
     def versions(self, begin: str) -> Iterator[list[Object]]:
-        try:
+        page = None
+        with contextlib.suppress(volkit.FailedPrecondition):  # of a server without versions
             for page in self.listed("list_object_versions", "Versions DeleteMarkers", begin):
                 yield [Object(one["Key"], one.get("Size", 0), one.get("VersionId", "")) for one in page]
-        except volkit.FailedPrecondition:
-            pass  # a server without versions; another one does not see what the name asks for
-        yield from self.pages(begin)
+        if page is None:  # another one does not see what the name asks for
+            yield from self.pages(begin)
 
     def get(self, key: str) -> bytes:
         content: bytes = self.ask("get_object", Key=key)["Body"].read()

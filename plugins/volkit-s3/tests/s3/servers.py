@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import http.client
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,9 +60,11 @@ rgw data = {home}/rgw
 rgw frontends = beast endpoint=127.0.0.1:{{port}} tcp_nodelay=1
 rgw enable usage log = false
 rgw sts key = sixteen-letters-
-rgw s3 auth use sts = true
 rgw sts min session duration = 1
-osd client watch timeout = 2
+rgw cache enabled = false
+rgw gc obj min wait = 1
+rgw gc processor period = 2
+rgw gc processor max time = 60
 """
 
 
@@ -158,6 +163,7 @@ class Rgw(Server):
         text = _CONF.format(fsid=fsid, home=home, v1=v1, v2=v2).format(port=self.port)
         self.conf.write_text(text)
         self.others: list[subprocess.Popen[bytes]] = []
+        self.more: tuple[str, ...] = ()
         try:
             self.build(fsid, v1, v2)
         except BaseException:
@@ -190,7 +196,18 @@ class Rgw(Server):
         self.user("volkit", ACCESS, SECRET)
 
     def command(self) -> list[str]:
-        return ["radosgw", "-f", "-n", "client.rgw.a", "-c", str(self.conf)]
+        return ["radosgw", "-f", "-n", "client.rgw.a", "-c", str(self.conf), *self.more]
+
+    def heal(self) -> None:
+        if self.more:
+            self.restart()
+        super().heal()
+
+    def restart(self, *more: str) -> None:
+        """Start it again, with these arguments until it is healed."""
+        self.more = more
+        self.kill()
+        self.start()
 
     def run(self, *words: str) -> str:
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
@@ -213,11 +230,77 @@ class Rgw(Server):
         made: dict[str, Any] = json.loads(self.admin("user", "create", *words))
         return made
 
+    def key_of(self, name: str, access: str, secret: str) -> dict[str, str]:
+        """A further key of a user, as a Secret has it."""
+        self.admin("key", "create", "--uid", name, "--access-key", access, "--secret-key", secret)
+        return {"accessKey": access, "secretKey": secret}
+
+    def assume_role(self, seconds: int) -> dict[str, str]:
+        """A temporary key that may do all, as a Secret has it (STS). A gateway that takes these answers wrong keys
+        otherwise than it does by default.
+        """
+        self.restart("--rgw_s3_auth_use_sts=true")
+        whom = {"AWS": ["arn:aws:iam:::user/volkit"]}
+        trust = {"Effect": "Allow", "Principal": whom, "Action": ["sts:AssumeRole"]}
+        everything = {"Effect": "Allow", "Action": "s3:*", "Resource": "arn:aws:s3:::*"}
+        role = ("--role-name", "anything")
+        self.admin("role", "create", *role, "--path=/", f"--assume-role-policy-doc={_policy(trust)}")
+        self.admin("role-policy", "put", *role, "--policy-name=all", f"--policy-doc={_policy(everything)}")
+        sts = boto3.Session(aws_access_key_id=ACCESS, aws_secret_access_key=SECRET).client(
+            "sts",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            config=Config(
+                parameter_validation=False
+            ),  # it knows of nothing shorter than a quarter of an hour
+        )
+        asked = {"RoleArn": "arn:aws:iam:::role/anything", "RoleSessionName": "test"}
+        made = sts.assume_role(**asked, DurationSeconds=seconds)["Credentials"]
+        return {
+            "accessKey": made["AccessKeyId"],
+            "secretKey": made["SecretAccessKey"],
+            "sessionToken": made["SessionToken"],
+        }
+
+    def has_expired(self, key: dict[str, str]) -> bool:
+        session = boto3.Session(key["accessKey"], key["secretKey"], key["sessionToken"])
+        try:
+            session.client("s3", endpoint_url=self.endpoint, region_name="us-east-1").list_buckets()
+        except ClientError:
+            return True
+        return False
+
+    def fill(self, bucket: str, number: int) -> None:
+        """Put so many empty objects, without boto3, which takes more time for a request than the server."""
+        put = {
+            "Effect": "Allow",
+            "Principal": "*",
+            "Action": "s3:PutObject",
+            "Resource": f"arn:aws:s3:::{bucket}/*",
+        }
+        client(self.port).put_bucket_policy(Bucket=bucket, Policy=_policy(put))
+
+        def some(first: int) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port)
+            with contextlib.closing(connection):
+                for one in range(first, number, 16):
+                    connection.request("PUT", f"/{bucket}/{one:05}", body=b"")
+                    answer = connection.getresponse()
+                    answer.read()
+                    assert answer.status == 200
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(some, range(16)))
+
     def close(self) -> None:
         self.kill()
         for one in reversed(self.others):
             one.kill()
             one.wait(20)
+
+
+def _policy(*statements: dict[str, Any]) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": statements})
 
 
 def settings_of(server: Server, **more: Any) -> S3Settings:

@@ -61,7 +61,7 @@ def test_a_volume_of_its_own_is_named_or_asked_for(rgw: Rgw, tmp_path: Path) -> 
         "--driver",
         "own",
         "-o",
-        f"endpoint={rgw.endpoint}",
+        f"obsEndpoint={rgw.endpoint}",  # as Huawei names it
         "-o",
         "insecureHttp=true",
     ]

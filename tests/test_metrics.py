@@ -263,7 +263,7 @@ def named(expression: str) -> set[str]:
 
 
 def test_the_dashboard_names_metrics_that_exist_and_nearly_all_of_them() -> None:
-    dashboard = json.loads((ROOT / "deploy/grafana/volkit.json").read_text())
+    dashboard = json.loads((ROOT / "src/volkit/monitoring/dashboard.json").read_text())
     panels = dashboard["panels"]
     shown = {name for panel in panels for target in panel["targets"] for name in named(target["expr"])}
     queries = {name for one in dashboard["templating"]["list"] for name in named(str(one["query"]))}
@@ -275,7 +275,7 @@ def test_the_dashboard_names_metrics_that_exist_and_nearly_all_of_them() -> None
 
 
 def test_the_alert_rules_name_metrics_that_exist_and_codes_too() -> None:
-    document = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text())
+    document = yaml.safe_load((ROOT / "src/volkit/monitoring/alerts.yaml").read_text())
     rules = [rule for group in document["groups"] for rule in group["rules"]]
     guide = (ROOT / "docs/observability.md").read_text()
     assert len({rule["alert"] for rule in rules}) == len(rules) >= 8

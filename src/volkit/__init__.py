@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from volkit.backend import Backend, Limits, Needs
     from volkit.credentials import AccessKey
+    from volkit.deployment import Deployment, Platform
     from volkit.endpoints import Endpoints
     from volkit.engine import Engine
     from volkit.errors import (
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
         VolkitError,
         error_of_status,
     )
-    from volkit.hookspecs import Adapter, Deployment, Platform, hookimpl
+    from volkit.hookspecs import Adapter, hookimpl
     from volkit.interfaces import (
         Clones,
         ConnectsPerPod,
@@ -326,13 +327,14 @@ _NAMES = {
     "backend": "Backend Limits Needs",
     "credentials": "AccessKey",
     "endpoints": "Endpoints",
+    "deployment": "Deployment Platform",
     "engine": "Engine",
     "errors": """
         ERRORS Aborted AlreadyExists Ambiguous DeadlineExceeded FailedPrecondition InUse InvalidArgument
         InvalidToken NotBlank NotFound OutOfRange PermissionDenied ResourceExhausted Unauthenticated
         Unavailable Unsupported UnsupportedVolume VolkitError error_of_status
     """,
-    "hookspecs": "Adapter Deployment Platform hookimpl",
+    "hookspecs": "Adapter hookimpl",
     "interfaces": """
         Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsConnections
         ListsPublished ListsSnapshots Mixin Modifies MountsByProgram MountsForGroup Node Publishes ReportsCapacity

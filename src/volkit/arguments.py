@@ -30,7 +30,8 @@ from typing import Any, NoReturn
 from volkit.backend import Backend
 from volkit.engine import SERVICES
 from volkit.errors import InvalidArgument
-from volkit.launch import OPTION_VARIABLE, STATE_DIR, read_file, read_value
+from volkit.launch import STATE_DIR, read_file, read_value
+from volkit.options import VARIABLE
 
 __all__ = ["LEVELS", "Parser", "add_arguments", "add_option_argument", "add_serving_arguments", "read_pairs"]
 
@@ -239,8 +240,8 @@ def _read_switch(text: str) -> bool:
 
 def _from_variables(environ: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
     for name, text in environ.items():
-        if name.startswith(OPTION_VARIABLE) and text:
-            yield name, name.removeprefix(OPTION_VARIABLE).lower(), text
+        if name.startswith(VARIABLE) and text:
+            yield name, name.removeprefix(VARIABLE).lower(), text
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from pluggy import HookimplMarker, HookspecMarker
 
+from volkit.deployment import Platform
+
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
 
     from volkit.backend import Backend
     from volkit.interfaces import Controller, Node
@@ -41,39 +42,6 @@ PROJECT = "volkit"
 hookspec: HookspecMarker = HookspecMarker(PROJECT)
 hookimpl: HookimplMarker = HookimplMarker(PROJECT)
 """Marks a function of a plugin's module as the implementation of the hook it is named after."""
-
-
-@frozen(kw_only=True)
-class Deployment:
-    """What is deployed: a backend, with the classes that its settings choose; the settings and the parameters of its
-    volumes, as texts by the options' keys; the platform's own values, an instance of `Platform.values`.
-
-    Of secret settings only files on the node are named (`@/FILE`); a platform takes the others from where it keeps
-    secrets.
-    """
-
-    backend: type[Backend[Any, Any]]
-    controller: type[Controller[Any, Any]] | None
-    node: type[Node[Any]] | None
-    settings: Mapping[str, str]
-    parameters: Mapping[str, str]
-    values: Any
-
-
-@frozen(kw_only=True)
-class Platform:
-    """Something that `volkit deploy NAME` writes files for.
-
-    `values` loads the class that declares what may be given beside backend, settings and parameters, as `--flags` and
-    as keys of a file. `render` returns the texts of files by their relative paths; the first is what is printed where
-    no directory is given. `write`, instead, makes a directory by itself.
-    """
-
-    name: str
-    summary: str
-    values: Callable[[], type]
-    render: Callable[[Deployment], Mapping[str, str]] | None = None
-    write: Callable[[Deployment, Path], None] | None = None
 
 
 @frozen(kw_only=True)

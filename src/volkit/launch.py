@@ -32,14 +32,11 @@ if TYPE_CHECKING:
     import argparse
 
 __all__ = [
-    "OPTION_VARIABLE", "STATE_DIR", "as_command", "configure_logging", "fixed_backend", "hide", "keep_to_one_cpu",
+    "STATE_DIR", "as_command", "configure_logging", "fixed_backend", "hide", "keep_to_one_cpu",
     "observe", "observed", "open_engine", "read_file", "read_settings", "read_value",
 ]  # fmt: skip
 
 STATE_DIR = Path("/var/lib/volkit")
-OPTION_VARIABLE = "VOLKIT_OPTION_"
-"""The environment variables of a backend's settings begin so."""
-
 _MAX_FILE_BYTES = 1024 * 1024
 
 
@@ -154,7 +151,7 @@ def read_settings(backend: type[Backend[Any, Any]], given: Iterable[tuple[str, s
         if one and one.secret and source == "-o" and not text.startswith("@/"):
             raise InvalidArgument(
                 f"option {key!r} is secret and every user can read the command line: write -o {key}=@/FILE, "
-                f"or set {OPTION_VARIABLE}{one.field.upper()}"
+                f"or set {one.variable}"
             )
         if name in chosen and chosen[name][0] == source:
             raise InvalidArgument(f"option {name!r} is given twice by {source}")

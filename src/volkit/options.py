@@ -42,6 +42,9 @@ Size = NewType("Size", int)
 Mode = NewType("Mode", int)
 """Permissions, written in octal: `0755`, `1777`."""
 
+VARIABLE = "VOLKIT_OPTION_"
+"""What the names of the settings' variables begin with."""
+
 _MODE = re.compile(r"[0-7]{3,4}", re.ASCII)
 _SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?([KMGTPE]i?|k)?B?", re.ASCII)
 _UNITS = {
@@ -128,8 +131,14 @@ class Option:
     help: str
     mutable: bool
     secret: bool
+    path: bool
     spellings: frozenset[str]
     read: Callable[[str], Any] = attrs.field(repr=False)
+
+    @property
+    def variable(self) -> str:
+        """The variable of the environment that a driver takes it from, where it is a setting."""
+        return f"{VARIABLE}{self.field.upper()}"
 
 
 def declared(cls: type) -> tuple[Option, ...]:
@@ -179,6 +188,7 @@ def _declared(cls: type, attribute: attrs.Attribute[Any], hint: Any) -> Option:
         help=extra.get("help", ""),
         mutable=extra.get("mutable", False),
         secret=extra.get("secret", False),
+        path=reader is _read_path,
         spellings=frozenset(
             {key, attribute.name, attribute.name.replace("_", "-"), *extra.get("aliases", ())}
         ),

@@ -62,6 +62,7 @@ class Attaching(Controller[Settings, object], TakesIds, Publishes):
 @attrs.frozen
 class GuardedSettings:
     token: str = option(secret=True)
+    ca: Path | None = None
     old: str = option(default="", secret=True)
 
 
@@ -251,15 +252,21 @@ def test_the_settings_of_the_daemonset_work(tmp_path: Path, deployed: str) -> No
 
 def test_secret_settings_are_files_in_the_pod(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["deploy", "flex", "--backend", "guarded", "--image", "registry.example.com/flex:1"]
+    argv += ["-o", "ca=/etc/guarded/ca.pem"]
     take_back = register(Guarded)
     try:
         assert volkit_command(argv) == 0
     finally:
         take_back()
-    daemonset = list(yaml.safe_load_all(capsys.readouterr().out))[1]
+    text = capsys.readouterr().out
+    assert (
+        "secret generic volkit-flex-guarded --from-file=token=FILE --from-file=ca=/etc/guarded/ca.pem" in text
+    )
+    daemonset = list(yaml.safe_load_all(text))[1]
     pod = daemonset["spec"]["template"]["spec"]
     values = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
     assert values["VOLKIT_OPTION_TOKEN"] == "@/etc/volkit/secret/token"
+    assert values["VOLKIT_OPTION_CA"] == "/etc/volkit/secret/ca"
     assert "VOLKIT_OPTION_OLD" not in values
     (secret,) = [one["secret"] for one in pod["volumes"] if "secret" in one]
     assert secret == {"secretName": "volkit-flex-guarded", "defaultMode": 0o400}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volkit import options
+from volkit.deployment import Deployment, Platform
 from volkit.errors import FailedPrecondition, InvalidArgument, NotFound, VolkitError
-from volkit.hookspecs import Deployment, Platform
 
 if TYPE_CHECKING:
     import argparse
@@ -178,8 +178,12 @@ def _words(words: Sequence[str]) -> dict[str, str]:
 
 
 def _settings(backend: type[Backend[Any, Any]], given: Mapping[str, str]) -> dict[str, str]:
-    """By key, in the order of the class. Secret ones belong to the platform's secrets, or to a file of the node."""
+    """By key, in the order of the class. Secret ones belong to the platform's secrets, or to a file."""
     spelled = {spelling: one for one in options.declared(backend.settings) for spelling in one.spellings}
+    given = {
+        key: _read_text(key, text) if key in spelled and not spelled[key].secret else text
+        for key, text in given.items()
+    }
     here = {key: text for key, text in given.items() if not text.startswith("@/")}
     for key in given:
         one = spelled.get(key)
@@ -194,6 +198,16 @@ def _settings(backend: type[Backend[Any, Any]], given: Mapping[str, str]) -> dic
         if one.required and not one.secret and one.key not in texts:
             raise InvalidArgument(f"option {one.key!r} is required: {one.help or 'give -o'}")
     return {one.key: texts[one.key] for one in options.declared(backend.settings) if one.key in texts}
+
+
+def _read_text(key: str, text: str) -> str:
+    """What a file of this machine says, which may not be there where the driver runs."""
+    if not text.startswith("@/"):
+        return text
+    from volkit.launch import read_pairs
+
+    found = read_pairs([f"{key}={text}"])[key]
+    return f"@{found}" if found.startswith("@") else found
 
 
 def _parameters(backend: type[Backend[Any, Any]], given: Mapping[str, str]) -> dict[str, str]:

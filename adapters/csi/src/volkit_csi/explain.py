@@ -11,6 +11,7 @@ import volkit
 from volkit import Backend, Mixin
 from volkit_csi import services
 from volkit_csi.lean import csi_pb2 as pb
+from volkit_csi.main import default_name
 
 
 @frozen
@@ -36,7 +37,7 @@ def explain(
     classes = Classes(backend, controller, node)
     rows = (*services.CONTROLLER_RPCS, *services.NODE_RPCS)
     return {
-        "driver name": f"{backend.name}.csi.volkit.io",
+        "driver name": default_name(backend.name),
         "plugin": plugin_capabilities(classes),
         "controller": services.controller_capabilities(classes),
         "node": services.node_capabilities(classes),

@@ -121,7 +121,7 @@ def make_parser(prog: str, backend: type[Backend[Any, Any]] | None = None, name:
         type=_name,
         default=name,
         metavar="NAME",
-        help=f"what the driver is called (default: {name or 'BACKEND.csi.volkit.io'})",
+        help=f"what the driver is called (default: {name or default_name('BACKEND')})",
     )
     parser.add_argument(
         "--headless",
@@ -158,7 +158,7 @@ def make_server(engine: Engine, args: Namespace, version: str = "") -> Server:
     owner, _, group = args.socket_owner.partition(":")
     endpoint = Endpoint.parse(args.endpoint, mode=args.socket_mode, owner=owner, group=group)
     plugin = Plugin(
-        name=args.driver_name or f"{backend.name}.csi.volkit.io",
+        name=args.driver_name or default_name(backend.name),
         version=version or backend_version(backend),
         manifest={"backend": backend.name, "volkit": volkit.__version__},
     )
@@ -166,6 +166,11 @@ def make_server(engine: Engine, args: Namespace, version: str = "") -> Server:
         raise InvalidArgument("--headless says that no controller runs: give --services node with it")
     services = handlers(engine, plugin, headless=args.headless)
     return Server(services, endpoint, Options(threads=args.threads, grace=args.grace))
+
+
+def default_name(backend: str) -> str:
+    """What a driver is called that was given no name."""
+    return f"{backend}.csi.volkit.io"
 
 
 def backend_version(backend: type[Backend[Any, Any]]) -> str:

@@ -112,7 +112,7 @@ PLATFORMS = (
         name="kubernetes",
         summary="a CSI driver: YAML, a kustomize base, a Helm chart, a Dockerfile",
         values=_values("Kubernetes"),
-        render=_rendering("cluster"),
+        render=_rendering("kubernetes"),
     ),
     Platform(
         name="nomad",

@@ -22,13 +22,14 @@ from attrs import frozen
 
 import volkit
 from volkit import cli, registry
-from volkit_csi.deploy.cluster import SIDECARS
+from volkit_csi.deploy.sidecars import SIDECARS
 from volkit_csi.main import make_parser
 
 GOLDEN = Path(__file__).parent / "golden"
 PROGRAMS = Path(sys.executable).parent
 VERSIONS = ("1.33", "1.35", "1.37")
 IMAGE = "registry.example.com/driver:1.0"
+CERTIFICATES = Path(__file__).parent / "ca.pem"
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -126,18 +127,31 @@ class Given(volkit.Backend[Any, Any]):
 
 CASES: dict[str, tuple[str, ...]] = {
     "loop": ("--backend", "loop", "-o", "pool=/var/lib/volkit/pool", "-p", "preallocate=true"),
-    "local": ("--backend", "local", "-o", "pool=/srv/volumes"),
-    "s3": ("--backend", "s3", "-o", "endpoint=https://s3.example.com", "--volume-secret", "s3-keys"),
+    "local": ("--backend", "local", "-o", "pool=/srv/volumes", "--metrics", "annotations"),
+    "s3": (
+        "--backend", "s3", "-o", "endpoint=https://s3.example.com", "--volume-secret", "s3-keys",
+        "--metrics", "podmonitor", "--monitor-labels", "release=prometheus", "--name", "s3-east",
+    ),
     "array": (
         "--backend", "array", "-o", "endpoint=https://array.example.com", "-o", "ca=/etc/array/ca.pem",
         "--replicas", "2", "--journal", "etcd://etcd-0:2379/array", "--volume-secret", "chap",
         "--mount-options", "noatime,discard", "-p", "tier=slow", "--driver-name", "csi.array.example.com",
         "--default-class", "true", "--pull-secrets", "registry-key",
     ),
-    "bucket": ("--backend", "bucket", "-o", 'endpoint=https://s3.example.com/?a="b"&c={{ d }}', "--secret", "keys"),
-    "old": ("--backend", "old", "--journal-class", "fast", "--reclaim-policy", "Retain", "--namespace", "storage"),
+    "bucket": (
+        "--backend", "bucket", "-o", 'endpoint=https://s3.example.com/?a="b"&c={{ d }}', "--secret", "keys",
+        "-o", f"ca={CERTIFICATES}", "-o", "token=@/etc/bucket/token",
+    ),
+    "old": (
+        "--backend", "old", "--journal-class", "fast", "--reclaim-policy", "Retain", "--namespace", "storage",
+        "--metrics", "servicemonitor", "--metrics-port", "9900",
+    ),
     "given": ("--backend", "given", "--kubelet-dir", "/data/kubelet"),
 }  # fmt: skip
+
+
+EVERY = CASES | {"watched": (*CASES["s3"], "--alerts", "true", "--dashboard", "true")}
+"""With what has no golden file, since it is a file itself."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -169,7 +183,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if case not in made:
             made[case] = tmp_path_factory.mktemp("deploy") / case
             assert (
-                cli.main(["deploy", "kubernetes", *CASES[case], "--image", IMAGE, "--out", str(made[case])])
+                cli.main(["deploy", "kubernetes", *EVERY[case], "--image", IMAGE, "--out", str(made[case])])
                 == 0
             )
         return made[case]
@@ -225,7 +239,9 @@ def test_it_is_what_the_golden_files_show(case: str, trees: Trees) -> None:
 def test_every_object_fits_the_published_schema(case: str, version: str, trees: Trees) -> None:
     checked = 0
     for one in objects((trees(case) / "kubernetes.yaml").read_text()):
-        if one["kind"] == "VolumeSnapshotClass":  # of a CRD: required are these two
+        if one["apiVersion"] == "monitoring.coreos.com/v1":  # of CRDs, as the next
+            continue
+        if one["kind"] == "VolumeSnapshotClass":  # required are these two
             assert one["apiVersion"] == "snapshot.storage.k8s.io/v1"
             assert one["deletionPolicy"] in ("Delete", "Retain")
             assert one["driver"] == of_kind(trees(case), "CSIDriver")["metadata"]["name"]
@@ -242,7 +258,7 @@ def test_a_wrong_object_would_be_refused(trees: Trees) -> None:
         kubernetes_validate.validate(driver, VERSIONS[0], strict=True)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY)
 @pytest.mark.needs("helm")
 def test_the_chart_renders_to_the_plain_objects(case: str, trees: Trees) -> None:
     tree = trees(case)
@@ -274,19 +290,20 @@ def test_the_values_of_a_chart_count(trees: Trees) -> None:
 
 @pytest.mark.needs("helm")
 def test_a_chart_leaves_out_what_a_cluster_has_no_crds_for(trees: Trees) -> None:
-    kinds = {one["kind"] for one in helm(trees("array"), "x", snapshots=False)}
+    kinds = {one["kind"] for case in ("array", "watched") for one in helm(trees(case), "x", crds=False)}
     assert "StorageClass" in kinds
-    assert "VolumeSnapshotClass" not in kinds
+    assert not {"VolumeSnapshotClass", "PodMonitor", "PrometheusRule"} & kinds
 
 
-def helm(tree: Path, namespace: str, *more: str, snapshots: bool = True) -> list[dict[str, Any]]:
-    versions = ["--api-versions", "snapshot.storage.k8s.io/v1"] if snapshots else []
+def helm(tree: Path, namespace: str, *more: str, crds: bool = True) -> list[dict[str, Any]]:
+    known = ["snapshot.storage.k8s.io/v1", "monitoring.coreos.com/v1"] if crds else []
+    versions = [word for one in known for word in ("--api-versions", one)]
     command = ["helm", "template", "release", str(tree / "chart"), "--namespace", namespace, *versions, *more]
     command += ["--kube-version", VERSIONS[0]]  # Helm's own idea of it is old where Go built it
     return objects(output(command, tree))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY)
 @pytest.mark.needs("kustomize")
 def test_the_base_builds_to_the_plain_objects(case: str, trees: Trees) -> None:
     tree = trees(case)
@@ -408,7 +425,9 @@ def test_nodes_have_what_their_backend_needs(trees: Trees) -> None:
         found: dict[str, Any] = of_kind(trees(case), "DaemonSet", "-node")["spec"]["template"]["spec"]
         return found
 
-    paths = {case: {one["hostPath"]["path"] for one in pod(case)["volumes"]} for case in CASES}
+    paths = {
+        case: {one["hostPath"]["path"] for one in pod(case)["volumes"] if "hostPath" in one} for case in CASES
+    }
     assert "/var/lib/volkit/pool" in paths["loop"]
     assert "/dev" in paths["loop"]
     assert "/dev" not in paths["old"]
@@ -473,6 +492,127 @@ def test_secrets_come_by_reference(trees: Trees) -> None:
     assert parameters["csi.storage.k8s.io/controller-expand-secret-namespace"] == "volkit-array"
 
 
+def test_files_that_settings_name_are_in_the_pods(trees: Trees) -> None:
+    """Certificates come along; any other file is in the Secret, and so is a secret setting in a file."""
+    for case, source in (
+        ("array", {"secret": {"name": "volkit-array", "items": [{"key": "ca", "path": "ca"}]}}),
+        ("bucket", {"configMap": {"name": "volkit-bucket-files"}}),
+    ):
+        for one in objects((trees(case) / "kubernetes.yaml").read_text()):
+            if "template" not in one.get("spec", {}):
+                continue
+            (files,) = [v for v in one["spec"]["template"]["spec"]["volumes"] if v["name"] == "files"]
+            assert files["projected"] == {"defaultMode": 0o440, "sources": [source]}
+            for name in {"driver", "mounter"} & containers(one).keys():
+                mounts = {m["mountPath"]: m for m in containers(one)[name]["volumeMounts"]}
+                assert mounts["/etc/volkit/files"]["readOnly"] is True
+        driver = containers(of_kind(trees(case), "DaemonSet", "-node"))["driver"]
+        assert {"name": "VOLKIT_OPTION_CA", "value": "/etc/volkit/files/ca"} in driver["env"]
+    assert of_kind(trees("bucket"), "ConfigMap")["data"] == {"ca": CERTIFICATES.read_text()}
+    (token,) = [one for one in driver["env"] if one["name"] == "VOLKIT_OPTION_TOKEN"]
+    assert token["valueFrom"] == {"secretKeyRef": {"name": "keys", "key": "token"}}
+    command = "create secret generic {} --from-file=token={}"
+    assert command.format('"keys"', "/etc/bucket/token") in (trees("bucket") / "kubernetes.yaml").read_text()
+    notes = (trees("array") / "chart/templates/NOTES.txt").read_text()
+    assert command.format("{{ .Values.secret }}", "FILE --from-file=ca=/etc/array/ca.pem") in notes
+
+
+def test_a_file_with_a_key_is_not_shown(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "both.pem").write_text(
+        CERTIFICATES.read_text() + "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"
+    )
+    argv = ("--backend", "array", "-o", "endpoint=x", "-o", f"ca={tmp_path}/both.pem")
+    code, out, _ = run("kubernetes", "--image", IMAGE, *argv)
+    assert code == 0
+    assert "hunter2" not in out
+    assert "CERTIFICATE" not in out
+
+
+def test_what_a_file_says_of_a_setting_that_is_no_secret(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "endpoint").write_text("https://array.example.com\n")
+    argv = ("kubernetes", "--image", IMAGE, "--backend", "array", "-o")
+    code, out, _ = run(*argv, f"endpoint=@{tmp_path}/endpoint")
+    assert code == 0
+    assert 'value: "https://array.example.com"' in out
+    code, _, err = run(*argv, f"endpoint=@{tmp_path}/nosuch")
+    assert code == 2
+    assert "cannot be read" in err
+
+
+def test_two_drivers_of_one_backend_share_nothing(run: Run, trees: Trees) -> None:
+    argv = ("-o", "endpoint=https://s3.example.org", "--volume-secret", "s3-keys", "--image", IMAGE)
+    second = run("kubernetes", "--backend", "s3", *argv, "--health-port", "9811")[1]
+    first = (trees("s3") / "kubernetes.yaml").read_text()
+
+    def mine(text: str) -> tuple[set[tuple[str, str]], set[str]]:
+        found = objects(text)
+        pods = [one["spec"]["template"]["spec"] for one in found if "template" in one.get("spec", {})]
+        volumes = [one["hostPath"]["path"] for pod in pods for one in pod["volumes"] if "hostPath" in one]
+        ports = [
+            port["containerPort"]
+            for pod in pods
+            for one in pod["containers"]
+            for port in one.get("ports", ())
+        ]
+        sockets = re.findall(r"/run/volkit/[\w.-]+", text)
+        paths = {path for path in volumes if "s3" in path} | set(sockets) | {str(port) for port in ports}
+        return set(by_name(found)), paths
+
+    (names, paths), (other_names, other_paths) = mine(first), mine(second)
+    assert not names & other_names
+    assert not paths & other_paths
+    assert len(paths) == len(other_paths) + 1  # the port of the metrics
+    assert "/var/lib/volkit/s3-east" in paths
+
+
+# -- who watches them
+
+
+def test_metrics_are_served_and_found(trees: Trees) -> None:
+    for case, port in (("local", 9810), ("s3", 9810), ("old", 9900)):
+        watched = {}
+        for one in objects((trees(case) / "kubernetes.yaml").read_text()):
+            if "driver" not in (containers(one) if "template" in one.get("spec", {}) else ()):
+                continue
+            driver = containers(one)["driver"]
+            values = {each["name"]: each.get("value") for each in driver["env"]}
+            assert values["VOLKIT_METRICS"] == f"$(VOLKIT_POD_IP):{port}"
+            assert driver["ports"] == [{"name": "metrics", "containerPort": port}]
+            assert driver["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+            assert driver["livenessProbe"]["httpGet"]["path"] == "/healthz"
+            template = one["spec"]["template"]["metadata"]
+            watched[tuple(sorted(template["labels"].items()))] = template.get("annotations")
+        found = objects((trees(case) / "kubernetes.yaml").read_text())
+        monitors = [one for one in found if one["kind"] in ("PodMonitor", "ServiceMonitor", "Service")]
+        for one in monitors:
+            selector = one["spec"]["selector"].get("matchLabels", one["spec"]["selector"])
+            assert tuple(sorted(selector.items())) in watched
+        kinds = [one["kind"] for one in monitors]
+        assert kinds == {
+            "local": [], "s3": ["PodMonitor"] * 2, "old": ["Service", "ServiceMonitor"] * 2,
+        }[case]  # fmt: skip
+    (annotations,) = [
+        one["spec"]["template"]["metadata"]["annotations"]
+        for one in objects((trees("local") / "kubernetes.yaml").read_text())
+        if one["kind"] == "DaemonSet"
+    ]
+    assert annotations == {
+        "prometheus.io/scrape": "true", "prometheus.io/port": "9810", "prometheus.io/path": "/metrics",
+    }  # fmt: skip
+    for service in (one for one in found if one["kind"] == "Service"):
+        assert service["spec"]["ports"] == [{"name": "metrics", "port": 9900, "targetPort": "metrics"}]
+
+
+def test_the_dashboard_and_the_alerts_come_along(trees: Trees) -> None:
+    shipped = Path(volkit.__file__).parent / "monitoring"
+    rules = of_kind(trees("watched"), "PrometheusRule")
+    assert rules["spec"] == yaml.safe_load((shipped / "alerts.yaml").read_text())
+    assert rules["metadata"]["labels"]["release"] == "prometheus"
+    board = of_kind(trees("watched"), "ConfigMap", "-dashboard")
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(board["data"]["volkit.json"]) == json.loads((shipped / "dashboard.json").read_text())
+
+
 def test_texts_arrive_as_they_were_given(trees: Trees) -> None:
     driver = containers(of_kind(trees("bucket"), "Deployment"))["driver"]
     values = {one["name"]: one.get("value") for one in driver["env"]}
@@ -509,6 +649,11 @@ def test_a_journal_that_must_not_be_lost_follows_its_controller(trees: Trees) ->
         (("--backend", "given", "--log-level", "loud"), "log-level"),
         (("--backend", "given", "--journal", "sqlite:///x"), "etcd://"),
         (("--backend", "given", "--replicas", "0"), "at least 1"),
+        (("--backend", "given", "--alerts", "true"), "--metrics"),
+        (("--backend", "given", "--metrics", "port", "--metrics-port", "9808"), "both 9808"),
+        (("--backend", "given", "--metrics", "yes"), "not one of none, port"),
+        (("--backend", "given", "--monitor-labels", "a b"), "KEY=VALUE"),
+        (("--backend", "given", "--name", "A"), "name"),
         (("--backend", "nosuch"), "there is no backend"),
         ((), "no backend"),
     ],
@@ -591,6 +736,7 @@ def test_the_image_is_pinned(trees: Trees) -> None:
     lines = (trees("array") / "image/requirements.txt").read_text().splitlines()[1:]
     assert all(re.fullmatch(r"[a-z0-9-]+==\S+", line) for line in lines)
     names = {line.partition("==")[0] for line in lines}
+    assert "prometheus-client" in (trees("s3") / "image/requirements.txt").read_text()
     assert {"volkit-sdk", "volkit-csi", "grpcio", "protobuf", "attrs", "pluggy", "etcd3gw"} <= names
     assert not names & {"pytest", "jinja2", "hypothesis"}
     assert "volkit-loop" in (trees("loop") / "image/requirements.txt").read_text()

@@ -41,6 +41,9 @@ PROGRAMS = (
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_MKNOD", "CAP_DAC_OVERRIDE")
 """Beyond those that Docker gives anyway: to mount, and to look into other namespaces."""
 
+STATE = "/var/lib/volkit/state"
+"""Where the plugin sees its state directory."""
+
 _LIBRARIES = ("libblkid.so.1", "libudev.so.1", "libmount.so.1")
 _SKIPPED = ("__pycache__", "test", "tests", "idlelib", "turtledemo", "ensurepip", "lib2to3", "tkinter")
 _PACKAGES = ("site-packages", "dist-packages")
@@ -81,6 +84,7 @@ def make(backend: str, output: Path, options: Iterable[str] = ()) -> None:
 
 def config(backend: str, options: Iterable[str] = ()) -> dict[str, Any]:
     """https://docs.docker.com/engine/extend/config/."""
+    options = list(options)
     words = [word for option in options for word in ("-o", option)]
     entrypoint = [sys.executable, "-m", "volkit_docker.main", "--backend", backend, *words]
     return {
@@ -89,7 +93,7 @@ def config(backend: str, options: Iterable[str] = ()) -> dict[str, Any]:
         "entrypoint": [
             *entrypoint,
             "--state-dir",
-            "/var/lib/volkit/state",
+            STATE,
             "--mount-root",
             "/var/lib/volkit/mounts",
         ],
@@ -107,15 +111,33 @@ def config(backend: str, options: Iterable[str] = ()) -> dict[str, Any]:
                 "settable": ["source"],
                 "type": "bind",
                 "source": "/var/lib/volkit",
-                "destination": "/var/lib/volkit/state",
+                "destination": STATE,
                 "options": ["rbind"],
             },
+            *_own_paths(backend, options),
         ],
         "network": {"type": "host"},
         "pidhost": True,
         "propagatedMount": "/var/lib/volkit/mounts",
         "workdir": "/",
     }
+
+
+def _own_paths(backend: str, options: Iterable[str]) -> list[dict[str, Any]]:
+    """Mounts of what settings name of the host: directories of volumes, and files (`KEY=@/FILE` too), which are only
+    read. What is in the state directory is there already.
+    """
+    cls = volkit.load_backend(backend)
+    known = {spelling: one for one in volkit.options.declared(cls.settings) for spelling in one.spellings}
+    mounts = {}
+    for key, _, text in (option.partition("=") for option in options):
+        path, option = text.removeprefix("@"), known.get(key)
+        named = text.startswith("@/") or (option is not None and option.path)
+        if named and not f"{path}/".startswith(f"{STATE}/"):
+            writes = option is not None and option.field in cls.needs.host_paths
+            flags = ["rbind"] if writes else ["rbind", "ro"]
+            mounts[path] = {"type": "bind", "source": path, "destination": path, "options": flags}
+    return list(mounts.values())
 
 
 def _copy_python(root: Path, backend: str) -> None:

@@ -17,6 +17,7 @@ from volkit import Engine
 from volkit.cli import main as volkit_command
 from volkit.sockets import UnixSocket
 from volkit.testing.memory import MemoryBackend, memory_settings
+from volkit_docker import bundle
 from volkit_docker.main import announce, make_parser, run
 from volkit_docker.server import App, Server
 from volkit_docker.service import Service
@@ -164,6 +165,16 @@ def test_the_spec_is_what_docker_reads(tmp_path: Path) -> None:
     assert path == tmp_path / "v.spec"
     assert path is not None
     assert path.read_text() == "unix:///run/v.sock\n"
+
+
+def test_a_bundle_sees_what_settings_name() -> None:
+    """Directories of volumes, and files, which it only reads; what is in the state directory it sees anyway."""
+    options = ["pool=/srv/pool", "overcommit=@/etc/volkit/overcommit", "limit=3"]
+    mounts = {one["source"]: one for one in bundle.config("loop", options)["mounts"]}
+    assert mounts["/srv/pool"]["options"] == ["rbind"]
+    assert mounts["/etc/volkit/overcommit"]["options"] == ["rbind", "ro"]
+    assert len(mounts) == 4
+    assert len(bundle.config("loop", ["pool=/var/lib/volkit/state/pool"])["mounts"]) == 2
 
 
 def test_volkit_deploy_makes_the_bundle(

@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from attrs import frozen
 
 import volkit
 from volkit import Deployment, FailedPrecondition, InvalidArgument, option, rendering
 from volkit_flex.install import PLUGIN_DIR, check_part
+
+SECRETS: Final = "/etc/volkit/secret"
+"""Where the Secret is mounted: secret settings, and the files that settings name."""
 
 
 @frozen
@@ -51,17 +54,16 @@ class Values:
 def render(deployment: Deployment) -> Mapping[str, str]:
     """One file. Raises FailedPrecondition for a backend that cannot run in a pod."""
     values: Values = deployment.values
-    backend, controller = deployment.backend, deployment.controller
+    backend = deployment.backend
     if deployment.node is None:
         raise FailedPrecondition(f"backend {backend.name!r} has no node: kubelet has nothing to call")
-    if issubclass(deployment.node, volkit.MountsByProgram):
+    if deployment.has(volkit.MountsByProgram):
         raise FailedPrecondition(
             f"backend {backend.name!r} mounts by programs that would die with the pod: install it on the hosts "
             "(`volkit-flex install`), or deploy the CSI driver, which runs them in a pod of their own"
         )
-    declared = volkit.options.declared(backend.settings)
+    names = {one.key: one for one in deployment.declared}
     name = f"volkit-flex-{backend.name}"
-    network = backend.needs.host_network
     facts: dict[str, Any] = {
         "name": name,
         "namespace": values.namespace or name,
@@ -72,28 +74,21 @@ def render(deployment: Deployment) -> Mapping[str, str]:
         "log_level": values.log_level,
         "plugin_dir": values.plugin_dir,
         "kubelet_dir": values.kubelet_dir,
-        "attaches": controller is not None and issubclass(controller, volkit.Publishes),
+        "attaches": deployment.has(volkit.Publishes),
         "block_devices": backend.volume.kind == "block",
-        "host_network": (backend.volume.kind != "block" and not backend.needs.node_local)
-        if network is None
-        else network,
+        "host_network": deployment.host_network,
         "host_paths": [
             json.dumps(path)
-            for one in declared
-            if one.field in backend.needs.host_paths
-            and not (path := deployment.settings.get(one.key, "/var/lib/volkit")).startswith(
-                "/var/lib/volkit"
-            )
+            for one in deployment.directories
+            if not (path := deployment.settings.get(one.key, "/var/lib/volkit")).startswith("/var/lib/volkit")
         ],
         "settings": {
-            f"VOLKIT_OPTION_{one.field.upper()}": json.dumps(deployment.settings[one.key])
-            for one in declared
-            if one.key in deployment.settings
+            names[key].variable: json.dumps(text) for key, text in deployment.contained(SECRETS).items()
         },
-        "secrets": [
-            one for one in declared if one.secret and one.required and one.key not in deployment.settings
-        ],
-        "secret": (values.secret or name) if any(one.secret for one in declared) else "",
+        "secrets": [one for one in deployment.secrets if one.required or one.key in deployment.settings],
+        "sources": deployment.sources([*deployment.secrets, *deployment.files]),
+        "secret": (values.secret or name) if deployment.secrets or deployment.files else "",
+        "place": SECRETS,
     }
     text = rendering.render("volkit_flex", "templates/daemonset.yaml.jinja", facts)
     return {"daemonset.yaml": "\n".join(line for line in text.splitlines() if line.strip()) + "\n"}

@@ -10,6 +10,7 @@ import volkit
 from volkit import AccessMode, Deployment, FailedPrecondition, GetVolumeRequest, InvalidArgument, Volume
 from volkit_csi.deploy.helm import dump
 from volkit_csi.deploy.values import ExistingVolume
+from volkit_csi.main import default_name
 
 # Kubernetes' access modes, as kubelet asks a driver with SINGLE_NODE_MULTI_WRITER for them
 MODES: Final[Mapping[str, AccessMode]] = {
@@ -32,7 +33,7 @@ def render(deployment: Deployment) -> dict[str, str]:
         context[volkit.FIRST_FORMAT] = "true"
     name = values.name or _object_name(volume_id)
     csi: dict[str, Any] = {
-        "driver": values.driver_name or f"{backend.name}.csi.volkit.io",
+        "driver": values.driver_name or default_name(backend.name),
         "volumeHandle": volume_id,
         "readOnly": mode == "ReadOnlyMany",
     }
@@ -114,13 +115,12 @@ def _secrets(deployment: Deployment, values: ExistingVolume) -> dict[str, Any]:
     if not values.volume_secret:
         return {}
     reference = {"name": values.volume_secret, "namespace": values.namespace}
-    node, controller = deployment.node, deployment.controller
     calls = ["nodePublish"]
-    if node is not None and not issubclass(node, volkit.ConnectsPerPod):
+    if deployment.node is not None and not deployment.has(volkit.ConnectsPerPod):
         calls.append("nodeStage")
-    if controller is not None and issubclass(controller, volkit.Publishes):
+    if deployment.has(volkit.Publishes):
         calls.append("controllerPublish")
-    if controller is not None and issubclass(controller, volkit.Expands):
+    if deployment.has(volkit.Expands):
         calls += ["controllerExpand", "nodeExpand"]
     return {f"{call}SecretRef": reference for call in sorted(calls)}
 

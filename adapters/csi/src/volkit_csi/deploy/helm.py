@@ -1,12 +1,22 @@
-"""One template, two renderings: `Plain` puts values in, `Helm` puts in where Helm finds them."""
+"""How plain YAML and a Helm chart are spelled: one template, two renderings. `Plain` puts values in, `Helm` puts in
+where Helm finds them; `values` are what an operator may still change.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from typing import Any
 
-from volkit import FailedPrecondition, options
+import attrs
+
+import volkit
+from volkit import FailedPrecondition
+from volkit.options import Option
+from volkit_csi.deploy.cluster import FILES, Cluster
+from volkit_csi.deploy.sidecars import SIDECARS, Sidecar, of_controller, of_node
 
 
 def dump(value: object) -> str:
@@ -15,32 +25,150 @@ def dump(value: object) -> str:
         import yaml
     except ImportError:
         raise FailedPrecondition('this takes YAML: `pip install "volkit-sdk[deploy]"`') from None
+
+    class Dumper(yaml.SafeDumper):
+        """Texts of several lines are blocks."""
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
     return str(
-        yaml.safe_dump(value, sort_keys=False, default_flow_style=False, allow_unicode=True, width=120)
+        yaml.dump(
+            value, Dumper=Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=120
+        )
     )
+
+
+def shipped(name: str) -> str:
+    """`alerts.yaml` or `dashboard.json`, as they come with volkit."""
+    return (files(volkit) / "monitoring" / name).read_text(encoding="utf-8")
+
+
+# -- what may be changed afterwards
+
+
+def values(cluster: Cluster) -> dict[str, Any]:
+    """`values.yaml`: only what this deployment has."""
+    given = cluster.values
+    found: dict[str, Any] = {
+        "image": given.image,
+        "imagePullSecrets": [{"name": one} for one in given.pull_secrets],
+        "logLevel": given.log_level,
+        "kubeletDir": str(given.kubelet_dir).rstrip("/"),
+        "options": cluster.deployment.contained(FILES),
+        "files": cluster.certificates,
+        "secret": (given.secret or cluster.name) if cluster.secret_settings or cluster.secret_files else "",
+        "volumeSecret": given.volume_secret,
+        "controller": _controller(cluster),
+        "node": _NODE | {"healthPort": given.health_port},
+        "sidecars": _sidecars(cluster),
+        "storageClass": _storage_class(cluster),
+        "metrics": _metrics(cluster),
+    }
+    always = ("options", "imagePullSecrets")
+    return {key: one for key, one in found.items() if one or key in always}
+
+
+_LINUX = {"kubernetes.io/os": "linux"}
+_NODE = {
+    "priorityClassName": "system-node-critical",
+    "nodeSelector": _LINUX,
+    "tolerations": [{"operator": "Exists"}],
+    "readOnlyRootFilesystem": True,
+    "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
+}
+_CONTROLLER = {
+    "priorityClassName": "system-cluster-critical",
+    "nodeSelector": _LINUX,
+    "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}],
+    "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+}
+
+
+def _controller(cluster: Cluster) -> dict[str, Any]:
+    found = {"replicas": cluster.values.replicas, **_CONTROLLER} if cluster.apart else {}
+    if cluster.journal:
+        found["journal"] = cluster.values.journal
+    if cluster.journal_follows:
+        found["journalClass"] = cluster.values.journal_class
+    return found
+
+
+def _sidecars(cluster: Cluster) -> dict[str, Any]:
+    used = {one.value for one in (*of_controller(cluster), *of_node(cluster))}
+    return {
+        "registry": cluster.values.registry,
+        **{name: version for name, (_, version) in SIDECARS.items() if name in used},
+        "resources": {"requests": {"cpu": "5m", "memory": "24Mi"}, "limits": {"memory": "256Mi"}},
+    }
+
+
+def _storage_class(cluster: Cluster) -> dict[str, Any]:
+    given = cluster.values
+    if not cluster.sidecars:
+        return {}
+    return {
+        "name": given.storage_class or cluster.instance,
+        "default": str(given.default_class).lower(),
+        "reclaimPolicy": given.reclaim_policy.value,
+        "mountOptions": list(given.mount_options),
+        "parameters": dict(cluster.deployment.parameters),
+    }
+
+
+def _metrics(cluster: Cluster) -> dict[str, Any]:
+    given = cluster.values
+    if not cluster.metrics:
+        return {}
+    return {
+        "port": given.metrics_port,
+        "labels": dict(label.split("=", 1) for label in given.monitor_labels),
+    }
+
+
+def chart(cluster: Cluster) -> str:
+    """`Chart.yaml`."""
+    return dump(
+        {
+            "apiVersion": "v2",
+            "name": cluster.name,
+            "description": f"The CSI driver {cluster.driver}: {cluster.deployment.backend.describe()['summary']}",
+            "type": "application",
+            "version": volkit.__version__,
+            "appVersion": volkit.__version__,
+            "kubeVersion": ">=1.29.0-0",
+        }
+    )
+
+
+def notes(cluster: Cluster) -> str:
+    """`NOTES.txt`: what is left to do."""
+    files = " ".join(f"--from-file={key}={path}" for key, path in cluster.secret_sources.items())
+    command = "kubectl -n {{ .Release.Namespace }} create secret generic {{ .Values.secret }}"
+    return f"The pods wait for a Secret, which is yours to make:\n\n  {command} {files}\n"
+
+
+# -- what the templates call
 
 
 class Plain:
     """What the templates call. `path` names a value such as `node.healthPort`."""
 
-    def __init__(self, values: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def __init__(self, cluster: Cluster, values: Mapping[str, Any]) -> None:
+        self.cluster = cluster
         self.values = values
-        self.facts = facts
 
     def functions(self) -> dict[str, Any]:
-        """By the names that the templates know; the sidecars' flags are completed."""
-        calls: tuple[Callable[..., str], ...] = (
+        """By the names that the templates know."""
+        calls: tuple[Callable[..., Any], ...] = (
             self.q, self.raw, self.text, self.block, self.ns, self.setting, self.pull_secrets, self.mount_options,
-            self.class_parameters,
+            self.class_parameters, self.completed, self.labels, self.digest, self.shipped,
         )  # fmt: skip
-        named: dict[str, Any] = {call.__name__: call for call in calls}
-        for pod in ("controller_sidecars", "node_sidecars"):
-            named[pod] = [self._completed(one) for one in self.facts[pod]]
-        return named
+        return {call.__name__: call for call in calls}
 
-    def _completed(self, sidecar: Any) -> Any:
-        import attrs
-
+    def completed(self, sidecar: Sidecar) -> Sidecar:
+        """With the values in its flags."""
         places = {"kubelet": self.text("kubeletDir"), "port": self.text("node.healthPort")}
         args = []
         for arg in sidecar.args:
@@ -61,7 +189,7 @@ class Plain:
 
     def raw(self, path: str) -> str:
         """A number or a word."""
-        return str(self.at(path))
+        return json.dumps(self.at(path)).strip('"')
 
     def text(self, path: str) -> str:
         """A part of a text."""
@@ -73,14 +201,26 @@ class Plain:
 
     def ns(self) -> str:
         """The namespace."""
-        return str(self.facts["namespace"])
+        return self.cluster.namespace
 
-    def setting(self, one: options.Option) -> str:
+    def digest(self, key: str) -> str:
+        """Of a file of certificates: pods are made anew where it changes."""
+        return hashlib.sha256(self.values["files"][key].encode()).hexdigest()
+
+    def shipped(self, name: str, indent: int) -> str:
+        """A file that comes with volkit, in lines of their own."""
+        return _indented(shipped(name), indent)
+
+    def labels(self) -> str:
+        """Those that Prometheus chooses monitors and rules by."""
+        return self.block("metrics.labels", 4) if self.at("metrics.labels") else ""
+
+    def setting(self, one: Option) -> str:
         """An option of the backend as a variable; nothing where it is not set."""
         if one.key not in self.values["options"]:
             return ""
         value = json.dumps(str(self.values["options"][one.key]))
-        return f"            - {{name: VOLKIT_OPTION_{one.field.upper()}, value: {value}}}"
+        return f"            - {{name: {one.variable}, value: {value}}}"
 
     def pull_secrets(self) -> str:
         if not self.values["imagePullSecrets"]:
@@ -103,13 +243,13 @@ class Plain:
         )
 
     def _own_keys(self) -> list[str]:
-        facts, prefix = self.facts, "csi.storage.k8s.io"
-        lines = [f"  {prefix}/fstype: {facts['fs_type']}"] if facts["fs_type"] else []
-        if not facts["volume_secret"]:
+        cluster, prefix = self.cluster, "csi.storage.k8s.io"
+        lines = [f"  {prefix}/fstype: {cluster.fs_type}"] if cluster.fs_type else []
+        if not cluster.volume_secret:
             return lines
-        calls = ["provisioner"] + ["controller-publish"] * facts["attaches"]
-        calls += ["node-publish"] if facts["per_pod"] else ["node-stage", "node-publish"]
-        if facts["expands"]:
+        calls = ["provisioner"] + ["controller-publish"] * cluster.attaches
+        calls += ["node-publish"] if cluster.per_pod else ["node-stage", "node-publish"]
+        if cluster.expands:
             calls += ["controller-expand", "node-expand"]
         for call in calls:
             lines.append(f"  {prefix}/{call}-secret-name: {self.q('volumeSecret')}")
@@ -137,9 +277,18 @@ class Helm(Plain):
     def ns(self) -> str:
         return "{{ .Release.Namespace }}"
 
-    def setting(self, one: options.Option) -> str:
+    def digest(self, key: str) -> str:
+        return f"{{{{ {_place(f'files.{key}')} | sha256sum }}}}"
+
+    def shipped(self, name: str, indent: int) -> str:
+        return f'{" " * indent}{{{{- .Files.Get "files/{name}" | nindent {indent} }}}}'
+
+    def labels(self) -> str:
+        return _with("metrics.labels", "    ", "", 4)
+
+    def setting(self, one: Option) -> str:
         place = _place(f"options.{one.key}")
-        line = f"            - {{name: VOLKIT_OPTION_{one.field.upper()}, value: {{{{ {place} | quote }}}}}}"
+        line = f"            - {{name: {one.variable}, value: {{{{ {place} | quote }}}}}}"
         there = (
             f'            {{{{- if hasKey .Values.options "{one.key}" }}}}'  # `with` would leave out a false
         )

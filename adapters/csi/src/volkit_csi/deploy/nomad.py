@@ -18,7 +18,7 @@ def render(deployment: Deployment) -> dict[str, str]:
         raise FailedPrecondition(
             f"backend {backend.name!r} has no node: there is nothing to run on Nomad's clients"
         )
-    if issubclass(deployment.node, volkit.MountsByProgram):
+    if deployment.has(volkit.MountsByProgram):
         raise FailedPrecondition(
             f"backend {backend.name!r} mounts by programs that must outlive the plugin's container, which Nomad cannot "
             "promise: run the driver on the hosts, by systemd"
@@ -29,11 +29,11 @@ def render(deployment: Deployment) -> dict[str, str]:
             "them for one: run it as a Docker plugin, or on Kubernetes"
         )
     apart = deployment.controller is not None
-    names = {one.field: one for one in volkit.options.declared(backend.settings)}
+    names = {one.key: one for one in deployment.declared}
+    own_files = {one.key for one in deployment.files}
     settings = {
-        f"VOLKIT_OPTION_{field.upper()}": deployment.settings[one.key]
-        for field, one in names.items()
-        if one.key in deployment.settings
+        names[key].variable: json.dumps(text if key in own_files else text.replace("${", "$${"))
+        for key, text in deployment.contained("${NOMAD_SECRETS_DIR}").items()
     }
     facts: dict[str, Any] = {
         "backend": backend.name,
@@ -42,10 +42,11 @@ def render(deployment: Deployment) -> dict[str, str]:
         "command": values.command,
         "log_level": values.log_level,
         "datacenters": json.dumps(list(values.datacenters)),
-        "environment": {key: json.dumps(text).replace("${", "$${") for key, text in settings.items()},
-        "secrets": [one for one in names.values() if one.secret and one.key not in deployment.settings],
+        "environment": settings,
+        "secrets": deployment.secrets,
+        "files": sorted(own_files),
         "block_devices": backend.volume.kind == "block",
-        "host_network": backend.volume.kind != "block" or bool(backend.needs.host_network),
+        "host_network": deployment.host_network,
         "services": "node",
         "headless": not apart,
         "volume": values.volume,
@@ -63,4 +64,4 @@ def render(deployment: Deployment) -> dict[str, str]:
 
 
 def _rendered(template: str, facts: dict[str, Any]) -> str:
-    return rendering.render("volkit_csi", f"deploy/hcl/{template}.hcl.jinja", facts)
+    return rendering.render("volkit_csi", f"deploy/templates/hcl/{template}.hcl.jinja", facts)

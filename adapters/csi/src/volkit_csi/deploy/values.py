@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,9 @@ from volkit import InvalidArgument, Size, option
 _OBJECT = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _DRIVER = re.compile(r"[a-z](?:[a-z0-9.-]{0,61}[a-z])?", re.ASCII)
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}", re.ASCII)
+_LABEL = re.compile(
+    r"[A-Za-z0-9](?:[\w./-]{0,250}[A-Za-z0-9])?=(?:[A-Za-z0-9](?:[\w.-]{0,61}[A-Za-z0-9])?)?", re.ASCII
+)
 _JOURNAL: Final = "etcd://"
 
 
@@ -34,16 +38,39 @@ class ReclaimPolicy(enum.Enum):
     RETAIN = "Retain"
 
 
+class Metrics(enum.Enum):
+    """Who tells Prometheus where the drivers are."""
+
+    NONE = "none"
+    PORT = "port"
+    ANNOTATIONS = "annotations"
+    POD_MONITOR = "podmonitor"
+    SERVICE_MONITOR = "servicemonitor"
+
+
 def _checks(pattern: re.Pattern[str], what: str, *, lists: bool = False) -> Any:
     def check(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         for one in value if lists else (value,):
-            if one and not pattern.fullmatch(one):
-                raise InvalidArgument(f"{attribute.name.replace('_', '-')} {one[:64]!r} is not {what}")
+            if (text := str(one)) and not pattern.fullmatch(text):
+                raise InvalidArgument(f"{attribute.name.replace('_', '-')} {text[:64]!r} is not {what}")
 
     return check
 
 
 _object_name = _checks(_OBJECT, "an object's name: 63 of a-z, 0-9 and -, at most")
+_driver_name = _checks(_DRIVER, "a driver's name in lower case, such as csi.acme.com")
+_image = _checks(_IMAGE, "an image's name")
+_command = _checks(re.compile(r"[\w./-]+", re.ASCII), "a program")
+_plain_path = _checks(re.compile(r"/[\w./-]*", re.ASCII), "a plain path")
+_log_level = _checks(re.compile("debug|info|warning|error"), "debug, info, warning or error")
+
+
+def _check(values: Any, checks: Mapping[Any, str]) -> None:
+    """Each check on the fields that are named beside it. Raises InvalidArgument."""
+    fields = attrs.fields_dict(type(values))
+    for check, names in checks.items():
+        for name in names.split():
+            check(values, fields[name], getattr(values, name))
 
 
 @frozen
@@ -53,8 +80,11 @@ class Kubernetes:
     image: str = option(
         help="the driver's image, with its tag or digest; see the Dockerfile that comes along"
     )
-    driver_name: str = option(default="", help="what the driver is called (default: BACKEND.csi.volkit.io)")
-    namespace: str = option(default="", help="where it runs (default: volkit-BACKEND)")
+    name: str = option(
+        default="", help="tells this driver from a second one of the same backend (default: BACKEND)"
+    )
+    driver_name: str = option(default="", help="what the driver is called (default: NAME.csi.volkit.io)")
+    namespace: str = option(default="", help="where it runs (default: volkit-NAME)")
     architecture: Architecture = option(
         default=Architecture.AUTO,
         help="apart: a controller and a node on every node; everywhere: both on every node; node: no controller, for "
@@ -66,11 +96,13 @@ class Kubernetes:
     journal_class: str = option(
         default="", help="the StorageClass of a journal that has to follow its controller"
     )
-    secret: str = option(default="", help="the Secret with the secret settings (default: volkit-BACKEND)")
+    secret: str = option(
+        default="", help="the Secret with the secret settings and files (default: volkit-NAME)"
+    )
     volume_secret: str = option(
         default="", help="a Secret in the namespace that goes with every call for a volume"
     )
-    storage_class: str = option(default="", help="the StorageClass (default: the backend's name)")
+    storage_class: str = option(default="", help="the StorageClass (default: NAME)")
     default_class: bool = option(default=False, help="whether it is the cluster's default")
     reclaim_policy: ReclaimPolicy = option(default=ReclaimPolicy.DELETE, help="Delete or Retain")
     mount_options: tuple[str, ...] = option(
@@ -82,25 +114,36 @@ class Kubernetes:
     health_port: int = option(
         default=9808, at_least=1024, at_most=65535, help="where the node answers; the host's, on its network"
     )
+    metrics: Metrics = option(
+        default=Metrics.NONE,
+        help="serve metrics for Prometheus, which finds them by annotations, a podmonitor or a servicemonitor, or by "
+        "itself (port)",
+    )
+    metrics_port: int = option(
+        default=9810, at_least=1024, at_most=65535, help="where, on the pods' addresses"
+    )
+    monitor_labels: tuple[str, ...] = option(
+        default=(), help="KEY=VALUE, comma-separated: what Prometheus chooses monitors and rules by"
+    )
+    alerts: bool = option(default=False, help="with the alert rules that come with volkit (PrometheusRule)")
+    dashboard: bool = option(default=False, help="with the Grafana dashboard (ConfigMap)")
     log_level: str = option(default="info", help="debug, info, warning or error")
 
     def __attrs_post_init__(self) -> None:
-        for name in ("namespace", "secret", "volume_secret", "storage_class", "journal_class"):
-            _object_name(self, getattr(attrs.fields(Kubernetes), name), getattr(self, name))
-        fields = attrs.fields(Kubernetes)
-        _checks(_OBJECT, "a Secret's name", lists=True)(self, fields.pull_secrets, self.pull_secrets)
-        _checks(_DRIVER, "a driver's name in lower case, such as csi.acme.com")(
-            self, fields.driver_name, self.driver_name
-        )
-        for image in (fields.image, fields.registry):
-            _checks(_IMAGE, "an image's name")(self, image, getattr(self, image.name))
-        _checks(re.compile(r"[\w./-]+", re.ASCII), "a program")(self, fields.command, self.command)
-        _checks(re.compile(r"/[\w./-]*", re.ASCII), "a plain path")(
-            self, fields.kubelet_dir, str(self.kubelet_dir)
-        )
-        _checks(re.compile("debug|info|warning|error"), "debug, info, warning or error")(
-            self, fields.log_level, self.log_level
-        )
+        checks = {
+            _object_name: "namespace secret volume_secret storage_class journal_class",
+            _checks(_OBJECT, "a Secret's name", lists=True): "pull_secrets",
+            _checks(
+                re.compile(r"[a-z](?:[-a-z0-9]{0,38}[a-z0-9])?", re.ASCII), "2 to 40 of a-z, 0-9 and -"
+            ): "name",
+            _driver_name: "driver_name",
+            _image: "image registry",
+            _command: "command",
+            _plain_path: "kubelet_dir",
+            _log_level: "log_level",
+            _checks(_LABEL, "a label: KEY=VALUE", lists=True): "monitor_labels",
+        }
+        _check(self, checks)
         if self.journal and not self.journal.startswith(_JOURNAL):
             raise InvalidArgument("a journal that controllers share is etcd://HOST:PORT/PREFIX")
 
@@ -118,17 +161,14 @@ class Nomad:
     log_level: str = option(default="info", help="debug, info, warning or error")
 
     def __attrs_post_init__(self) -> None:
-        fields = attrs.fields(Nomad)
-        _checks(_IMAGE, "an image's name")(self, fields.image, self.image)
-        for name in ("plugin_id", "volume"):
-            _object_name(self, getattr(fields, name), getattr(self, name))
-        _checks(re.compile(r"[\w./-]+", re.ASCII), "a program")(self, fields.command, self.command)
-        _checks(re.compile(r"[\w.*-]+", re.ASCII), "a datacenter", lists=True)(
-            self, fields.datacenters, self.datacenters
-        )
-        _checks(re.compile("debug|info|warning|error"), "debug, info, warning or error")(
-            self, fields.log_level, self.log_level
-        )
+        checks = {
+            _image: "image",
+            _object_name: "plugin_id volume",
+            _command: "command",
+            _checks(re.compile(r"[\w.*-]+", re.ASCII), "a datacenter", lists=True): "datacenters",
+            _log_level: "log_level",
+        }
+        _check(self, checks)
 
 
 @frozen
@@ -152,9 +192,4 @@ class ExistingVolume:
     node: str = option(default="", help="the node that the volume lives on, by its name, where volumes do")
 
     def __attrs_post_init__(self) -> None:
-        fields = attrs.fields(ExistingVolume)
-        for name in ("name", "namespace", "volume_secret", "fs_type"):
-            _object_name(self, getattr(fields, name), getattr(self, name))
-        _checks(_DRIVER, "a driver's name in lower case, such as csi.acme.com")(
-            self, fields.driver_name, self.driver_name
-        )
+        _check(self, {_object_name: "name namespace volume_secret fs_type", _driver_name: "driver_name"})

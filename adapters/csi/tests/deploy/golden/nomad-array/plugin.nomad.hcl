@@ -42,18 +42,25 @@ job "volkit-array-node" {
         VOLKIT_LOG_LEVEL  = "info"
         VOLKIT_LOG_FORMAT = "json"
         VOLKIT_OPTION_ENDPOINT = "https://array.example.com"
-        VOLKIT_OPTION_CA = "/etc/array/ca.pem"
+        VOLKIT_OPTION_CA = "${NOMAD_SECRETS_DIR}/ca"
       }
 
-      # nomad var put nomad/jobs/volkit-array-node token=… password=… 
+      # nomad var put nomad/jobs/volkit-array-node token=… password=… ca=@FILE 
       template {
         destination = "${NOMAD_SECRETS_DIR}/options.env"
         env         = true
         data        = <<-EOT
           {{ with nomadVar "nomad/jobs/volkit-array-node" }}
-          VOLKIT_OPTION_TOKEN={{ .token | toJSON }}
-          VOLKIT_OPTION_PASSWORD={{ .password | toJSON }}
+          {{ with .token }}VOLKIT_OPTION_TOKEN={{ . | toJSON }}{{ end }}
+          {{ with .password }}VOLKIT_OPTION_PASSWORD={{ . | toJSON }}{{ end }}
           {{ end }}
+        EOT
+      }
+
+      template { # the file that the setting ca names
+        destination = "${NOMAD_SECRETS_DIR}/ca"
+        data        = <<-EOT
+          {{ with nomadVar "nomad/jobs/volkit-array-node" }}{{ .ca }}{{ end }}
         EOT
       }
 

@@ -1,16 +1,33 @@
-"""The Python packages of an image, pinned to what is installed here."""
+"""The image of a driver: its Dockerfile, and the Python packages in it, pinned to what is installed here."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from importlib import metadata
-from typing import Any
+from typing import Any, Final
 
-from volkit import Backend
+from volkit import Backend, rendering
+from volkit_csi.deploy.cluster import Cluster
+
+_EVERY_PACKAGE: Final = ("libudev1", "mount", "util-linux")
+_BLOCK_PACKAGES: Final = ("btrfs-progs", "e2fsprogs", "xfsprogs")
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?([^;]*)(?:;(.*))?")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
+
+
+def image(cluster: Cluster) -> dict[str, str]:
+    """`image/Dockerfile` and `image/requirements.txt`."""
+    backend, values = cluster.deployment.backend, cluster.values
+    own = backend.needs.packages
+    packages = sorted({*_EVERY_PACKAGE, *own, *(_BLOCK_PACKAGES if cluster.block_devices else ())})
+    names = {"image": values.image, "command": values.command, "packages": packages, "own_packages": own}
+    extras = [name for name, one in (("etcd", cluster.journal), ("metrics", cluster.metrics)) if one]
+    return {
+        "image/Dockerfile": rendering.render("volkit_csi", "deploy/templates/image/Dockerfile.jinja", names),
+        "image/requirements.txt": pinned(backend, [f"volkit-sdk[{one}]" for one in extras]),
+    }
 
 
 def pinned(backend: type[Backend[Any, Any]], more: Iterable[str] = ()) -> str:

@@ -75,6 +75,12 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[Any]]
     mounter.set_defaults(run=_mounter)
     new = commands.add_parser("new", help="write a new backend's distribution, which passes its own tests")
     new.add_argument("name", metavar="NAME", help="the backend's name, such as acme")
+    new.add_argument(
+        "--kind",
+        choices=("file", "block"),
+        default="file",
+        help="what a volume is: shares that are mounted, or disks (default: file)",
+    )
     new.add_argument("--out", default="", metavar="DIR", help="is made (default: volkit-NAME)")
     new.set_defaults(run=_new)
     completion = commands.add_parser("completion", help="print what completes `volkit` in a shell")

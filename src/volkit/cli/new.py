@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*", re.ASCII)
 _MAX_NAME = 32
+KINDS = {"file": "share", "block": "disk"}
+"""The kinds of volume that there is a scaffold for, and what the storage calls one."""
 _TAKEN = ("sdk", "csi", "flex", "docker", "loop")
 
 
@@ -24,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         name = checked(args.name)
         output = Path(args.out or f"volkit-{name}")
-        rendering.write_tree(output, contents(name))
+        rendering.write_tree(output, contents(name, args.kind))
     except VolkitError as error:
         print(f"volkit new: {error.message}", file=sys.stderr)
         return 2 if isinstance(error, InvalidArgument) else 1
@@ -48,8 +50,10 @@ def checked(name: str) -> str:
     return name
 
 
-def contents(name: str) -> dict[str, str]:
-    """Every file of the distribution, by its path. Raises FailedPrecondition where Jinja is missing."""
+def contents(name: str, kind: str = "file") -> dict[str, str]:
+    """Every file of the distribution of a backend whose volumes are of that kind (`KINDS`), by its path. Raises
+    FailedPrecondition where Jinja is missing.
+    """
     from volkit import __version__, rendering
 
     package = _package(name)
@@ -58,8 +62,16 @@ def contents(name: str) -> dict[str, str]:
         "package": package,
         "cls": "".join(word.capitalize() for word in name.split("-")),
         "volkit": __version__,
+        "kind": kind,
+        "noun": KINDS[kind],
+        "Noun": KINDS[kind].capitalize(),
     }
-    return rendering.render_tree("volkit.cli", "scaffold", values, {"PACKAGE": package}, "new")
+    rendered: dict[str, str] = {}
+    for part in ("common", kind):
+        rendered |= rendering.render_tree(
+            "volkit.cli", f"scaffold/{part}", values, {"PACKAGE": package}, "new"
+        )
+    return dict(sorted(rendered.items()))
 
 
 def _package(name: str) -> str:

@@ -29,6 +29,7 @@ GOLDEN = Path(__file__).parent / "golden"
 PROGRAMS = Path(sys.executable).parent
 VERSIONS = ("1.33", "1.35", "1.37")
 IMAGE = "registry.example.com/driver:1.0"
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is there
 CERTIFICATES = Path(__file__).parent / "ca.pem"
 
 Run = Callable[..., tuple[int, str, str]]
@@ -195,7 +196,7 @@ Trees = Callable[[str], Path]
 
 
 def objects(text: str) -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(text) if one]
+    return [one for one in yaml.load_all(text, Loader=LOADER) if one]
 
 
 def by_name(found: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:

@@ -45,6 +45,10 @@ def render(deployment: Deployment) -> dict[str, str]:
         "environment": settings,
         "secrets": deployment.secrets,
         "files": sorted(own_files),
+        "sources": [
+            f"{key}=@{path}"
+            for key, path in deployment.sources([*deployment.secrets, *deployment.files]).items()
+        ],
         "block_devices": backend.volume.kind == "block",
         "host_network": deployment.host_network,
         "services": "node",

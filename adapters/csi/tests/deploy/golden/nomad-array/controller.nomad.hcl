@@ -37,7 +37,8 @@ job "volkit-array-controller" {
         VOLKIT_OPTION_CA = "${NOMAD_SECRETS_DIR}/ca"
       }
 
-      # nomad var put nomad/jobs/volkit-array-controller token=… password=… ca=@FILE 
+      # nomad var put nomad/jobs/volkit-array-controller token=@FILE ca=@/etc/array/ca.pem
+
       template {
         destination = "${NOMAD_SECRETS_DIR}/options.env"
         env         = true

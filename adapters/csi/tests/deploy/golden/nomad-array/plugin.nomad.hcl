@@ -45,7 +45,8 @@ job "volkit-array-node" {
         VOLKIT_OPTION_CA = "${NOMAD_SECRETS_DIR}/ca"
       }
 
-      # nomad var put nomad/jobs/volkit-array-node token=… password=… ca=@FILE 
+      # nomad var put nomad/jobs/volkit-array-node token=@FILE ca=@/etc/array/ca.pem
+
       template {
         destination = "${NOMAD_SECRETS_DIR}/options.env"
         env         = true

@@ -126,4 +126,10 @@ PLATFORMS = (
         values=_values("ExistingVolume"),
         render=_rendering("existing"),
     ),
+    Platform(
+        name="e2e",
+        summary="the driver for Kubernetes' end-to-end suite of storage",
+        values=_values("EndToEnd"),
+        render=_rendering("endtoend"),
+    ),
 )

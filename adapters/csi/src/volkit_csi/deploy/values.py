@@ -193,3 +193,30 @@ class ExistingVolume:
 
     def __attrs_post_init__(self) -> None:
         _check(self, {_object_name: "name namespace volume_secret fs_type", _driver_name: "driver_name"})
+
+
+@frozen
+class EndToEnd:
+    """`volkit deploy e2e`."""
+
+    name: str = option(default="", help="what the driver was deployed as (default: BACKEND)")
+    driver_name: str = option(default="", help="what the driver is called (default: NAME.csi.volkit.io)")
+    storage_class: str = option(
+        default="", help="the StorageClass, and the VolumeSnapshotClass, that there are (default: NAME)"
+    )
+    attributes_class: str = option(default="", help="a VolumeAttributesClass that volumes are modified to")
+    min_size: Size | None = option(default=None, help="of the volumes it makes (default: the backend's)")
+    max_size: Size = option(default="2Gi", help="of the volumes it makes")
+    mount_options: tuple[str, ...] = option(
+        default=(), help="mount(8) words that volumes can be mounted with, comma-separated"
+    )
+    topology_keys: tuple[str, ...] = option(
+        default=(), help="what places are called (default: those of volumes that live on a node)"
+    )
+    stress_pods: int = option(default=5, at_least=1, help="pods at once in the stress tests")
+
+    def __attrs_post_init__(self) -> None:
+        _check(
+            self,
+            {_object_name: "name storage_class attributes_class", _driver_name: "driver_name"},
+        )

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         registry,
         rendering,
         requests,
+        rootfs,
     )
     from volkit.backend import Backend, Limits, Needs
     from volkit.credentials import AccessKey
@@ -321,6 +322,7 @@ __all__ = [
     "registry",
     "rendering",
     "requests",
+    "rootfs",
 ]
 
 _NAMES = {
@@ -363,7 +365,7 @@ _NAMES = {
     "validate": "file_name split_metadata",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
-_MODULES = frozenset({*_NAMES, "arguments", "host", "launch", "objects", "rendering"})
+_MODULES = frozenset({*_NAMES, "arguments", "host", "launch", "objects", "rendering", "rootfs"})
 
 
 def __getattr__(name: str) -> Any:

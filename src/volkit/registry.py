@@ -15,7 +15,7 @@ import difflib
 import importlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, Generic, TypeGuard, TypeVar
 
 from attrs import frozen
@@ -61,6 +61,12 @@ def backends() -> list[Found[type[Backend[Any, Any]]]]:
 def adapters() -> list[Found[Adapter]]:
     """Every adapter there is, by name, each imported, the broken ones with their error."""
     return _load_all(ADAPTERS, _adapter, ())
+
+
+def distributions(name: str) -> list[Distribution]:
+    """Those that bring the backend of that name; none for what was registered in this process."""
+    points = entry_points(group=BACKENDS, name=name)
+    return [one.dist for one in points if one.dist is not None]
 
 
 def load_backend(name: str) -> type[Backend[Any, Any]]:

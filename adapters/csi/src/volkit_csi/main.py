@@ -177,12 +177,8 @@ def backend_version(backend: type[Backend[Any, Any]]) -> str:
     """The version of the distribution that brings the backend; volkit's own for one without a
     distribution.
     """
-    from importlib.metadata import entry_points
-
-    for point in entry_points(group="volkit.backends", name=backend.name):
-        if point.dist is not None:
-            return point.dist.version
-    return volkit.__version__
+    found = volkit.registry.distributions(backend.name)
+    return found[0].version if found else volkit.__version__
 
 
 def _mode(text: str) -> int:

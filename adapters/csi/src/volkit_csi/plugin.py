@@ -13,6 +13,7 @@ from volkit import Adapter, Backend, Deployment, Platform, hookimpl
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 
 @hookimpl
@@ -107,12 +108,24 @@ def _values(name: str) -> Callable[[], type]:
     return load
 
 
+def _write_image(deployment: Deployment, output: Path) -> None:
+    from volkit_csi.deploy.image import write
+
+    write(deployment, output)
+
+
 PLATFORMS = (
     Platform(
         name="kubernetes",
         summary="a CSI driver: YAML, a kustomize base, a Helm chart, a Dockerfile",
         values=_values("Kubernetes"),
         render=_rendering("kubernetes"),
+    ),
+    Platform(
+        name="image",
+        summary="an image of what is installed here, made without a registry",
+        values=_values("Image"),
+        write=_write_image,
     ),
     Platform(
         name="nomad",

@@ -1,20 +1,22 @@
-"""The image of a driver: its Dockerfile, and the Python packages in it, pinned to what is installed here."""
+"""The image of a driver: a Dockerfile, with its Python packages pinned to what is installed here; or a root file system
+of what is installed here (`volkit deploy image`).
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from volkit import Backend, rendering
+import volkit
+from volkit import Backend, Deployment, FailedPrecondition, rendering, rootfs
 from volkit_csi.deploy.cluster import Cluster
+from volkit_csi.deploy.values import Image
 
 _EVERY_PACKAGE: Final = ("libudev1", "mount", "util-linux")
 _BLOCK_PACKAGES: Final = ("btrfs-progs", "e2fsprogs", "xfsprogs")
-
-_REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?([^;]*)(?:;(.*))?")
-_EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
+_TEMPLATES: Final = "deploy/templates/image/"
 
 
 def image(cluster: Cluster) -> dict[str, str]:
@@ -25,42 +27,35 @@ def image(cluster: Cluster) -> dict[str, str]:
     names = {"image": values.image, "command": values.command, "packages": packages, "own_packages": own}
     extras = [name for name, one in (("etcd", cluster.journal), ("metrics", cluster.metrics)) if one]
     return {
-        "image/Dockerfile": rendering.render("volkit_csi", "deploy/templates/image/Dockerfile.jinja", names),
-        "image/requirements.txt": pinned(backend, [f"volkit-sdk[{one}]" for one in extras]),
+        "image/Dockerfile": rendering.render("volkit_csi", f"{_TEMPLATES}Dockerfile.jinja", names),
+        "image/requirements.txt": pinned(backend, extras),
     }
 
 
-def pinned(backend: type[Backend[Any, Any]], more: Iterable[str] = ()) -> str:
-    """`name==version` lines of the backend's distribution, volkit-csi, `more` (`name[extra]`), and of all they need.
-
-    What is needed elsewhere only (of another system, say) is not installed here, and is left out.
-    """
-    versions: dict[str, str] = {}
-    for wanted in ("volkit-csi", *_distribution(backend), *more):
-        _add(wanted, versions)
-    lines = [f"{name}=={version}" for name, version in sorted(versions.items())]
+def pinned(backend: type[Backend[Any, Any]], extras: Iterable[str] = ()) -> str:
+    """`name==version` lines of all that a driver of the backend needs, with these extras of volkit-sdk."""
+    found = rootfs.required(_distributions(backend, extras))
+    lines = [f"{name}=={one.version}" for name, one in found.items()]
     heading = "# What is installed where `volkit deploy` ran; `uv pip compile --generate-hashes` adds hashes."
     return "\n".join([heading, *lines]) + "\n"
 
 
-def _distribution(backend: type[Backend[Any, Any]]) -> list[str]:
-    points = metadata.entry_points(group="volkit.backends", name=backend.name)
-    return [one.dist.name for one in points if one.dist is not None]
+def _distributions(backend: type[Backend[Any, Any]], extras: Iterable[str]) -> list[str]:
+    brought = [one.name for one in volkit.registry.distributions(backend.name)]
+    return ["volkit-csi", *brought, *(f"volkit-sdk[{one}]" for one in extras)]
 
 
-def _add(wanted: str, versions: dict[str, str]) -> None:
-    match = _REQUIREMENT.fullmatch(wanted.strip())
-    if match is None:
-        return
-    name, extras = match[1], {one.strip() for one in (match[2] or "").split(",") if one.strip()}
-    normal = re.sub(r"[-_.]+", "-", name).lower()
-    try:
-        found = metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        return
-    new = normal not in versions
-    versions[normal] = found.version
-    for requirement in found.requires or ():
-        extra = _EXTRA.search(requirement)
-        if (extra is None and new) or (extra is not None and extra[1] in extras):
-            _add(requirement.partition(";")[0] if extra else requirement, versions)
+def write(deployment: Deployment, output: Path) -> None:
+    """`rootfs.tar` and a Dockerfile that takes it, and no registry. Raises FailedPrecondition."""
+    values: Image = deployment.values
+    backend = deployment.backend
+    if output.exists():
+        raise FailedPrecondition(f"{output} is there already: remove it, or name another directory")
+    output.mkdir(parents=True)
+    with TemporaryDirectory(dir=output) as directory:
+        root = Path(directory)
+        rootfs.make(root, _distributions(backend, ("etcd", "metrics")), backend.needs.packages)
+        rootfs.archive(root, output / "rootfs.tar")
+    names = {"path": rootfs.PATH, "command": values.command}
+    dockerfile = rendering.render("volkit_csi", f"{_TEMPLATES}Dockerfile.rootfs.jinja", names)
+    (output / "Dockerfile").write_text(dockerfile, encoding="utf-8")

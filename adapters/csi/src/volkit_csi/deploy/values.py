@@ -149,6 +149,16 @@ class Kubernetes:
 
 
 @frozen
+class Image:
+    """`volkit deploy image`."""
+
+    command: str = option(default="volkit-csi", help="the driver's command in the image")
+
+    def __attrs_post_init__(self) -> None:
+        _check(self, {_command: "command"})
+
+
+@frozen
 class Nomad:
     """`volkit deploy nomad`."""
 

@@ -724,7 +724,7 @@ def test_what_there_is_to_choose_from(run: Run) -> None:
     assert run("--help")[0] == 0
     code, _, err = run("kubernets")
     assert code == 2
-    assert "kubernetes, nomad, pv" in err
+    assert "kubernetes, image, nomad, pv, e2e" in err
     code, out, _ = run("kubernetes", "--help")
     assert code == 0
     assert "--kubelet-dir" in out

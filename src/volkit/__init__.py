@@ -329,13 +329,13 @@ _NAMES = {
     "backend": "Backend Limits Needs",
     "credentials": "AccessKey",
     "endpoints": "Endpoints",
+    "deployment": "Deployment Platform",
     "engine": "Engine",
     "errors": """
         ERRORS Aborted AlreadyExists Ambiguous DeadlineExceeded FailedPrecondition InUse InvalidArgument
         InvalidToken NotBlank NotFound OutOfRange PermissionDenied ResourceExhausted Unauthenticated
         Unavailable Unsupported UnsupportedVolume VolkitError error_of_status
     """,
-    "deployment": "Deployment Platform",
     "hookspecs": "Adapter hookimpl",
     "interfaces": """
         Clones ConnectsPerPod Controller Expands ExpandsOffline FindsByName Lists ListsConnections

@@ -204,9 +204,9 @@ def _read_text(key: str, text: str) -> str:
     """What a file of this machine says, which may not be there where the driver runs."""
     if not text.startswith("@/"):
         return text
-    from volkit.launch import read_value
+    from volkit.arguments import read_pairs
 
-    found = read_value(key, text)
+    found = read_pairs([f"{key}={text}"])[key]
     return f"@{found}" if found.startswith("@") else found
 
 

@@ -137,7 +137,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "--backend", "array", "-o", "endpoint=https://array.example.com", "-o", "ca=/etc/array/ca.pem",
         "--replicas", "2", "--journal", "etcd://etcd-0:2379/array", "--volume-secret", "chap",
         "--mount-options", "noatime,discard", "-p", "tier=slow", "--driver-name", "csi.array.example.com",
-        "--default-class", "true", "--pull-secrets", "registry-key",
+        "--default-class", "true", "--pull-secrets", "registry-key", "--node-secret", "array-nodes",
     ),
     "bucket": (
         "--backend", "bucket", "-o", 'endpoint=https://s3.example.com/?a="b"&c={{ d }}', "--secret", "keys",
@@ -487,6 +487,10 @@ def test_secrets_come_by_reference(trees: Trees) -> None:
         "VOLKIT_OPTION_TOKEN": {"name": "volkit-array", "key": "token"},
         "VOLKIT_OPTION_PASSWORD": {"name": "volkit-array", "key": "password", "optional": True},
     }
+    driver = containers(of_kind(trees("array"), "DaemonSet"))["driver"]
+    assert {"name": "array-nodes", "key": "token"} in [
+        one["valueFrom"].get("secretKeyRef") for one in driver["env"] if "valueFrom" in one
+    ]
     parameters = of_kind(trees("array"), "StorageClass")["parameters"]
     assert parameters["tier"] == "slow"
     assert parameters["csi.storage.k8s.io/node-stage-secret-name"] == "chap"
@@ -495,15 +499,17 @@ def test_secrets_come_by_reference(trees: Trees) -> None:
 
 def test_files_that_settings_name_are_in_the_pods(trees: Trees) -> None:
     """Certificates come along; any other file is in the Secret, and so is a secret setting in a file."""
-    for case, source in (
-        ("array", {"secret": {"name": "volkit-array", "items": [{"key": "ca", "path": "ca"}]}}),
-        ("bucket", {"configMap": {"name": "volkit-bucket-files"}}),
+    items = [{"key": "ca", "path": "ca"}]
+    for case, sources in (
+        ("array", [{"secret": {"name": name, "items": items}} for name in ("volkit-array", "array-nodes")]),
+        ("bucket", [{"configMap": {"name": "volkit-bucket-files"}}]),
     ):
         for one in objects((trees(case) / "kubernetes.yaml").read_text()):
             if "template" not in one.get("spec", {}):
                 continue
             (files,) = [v for v in one["spec"]["template"]["spec"]["volumes"] if v["name"] == "files"]
-            assert files["projected"] == {"defaultMode": 0o440, "sources": [source]}
+            assert files["projected"]["defaultMode"] == 0o440
+            assert files["projected"]["sources"] == [sources[one["kind"] == "DaemonSet" and case == "array"]]
             for name in {"driver", "mounter"} & containers(one).keys():
                 mounts = {m["mountPath"]: m for m in containers(one)[name]["volumeMounts"]}
                 assert mounts["/etc/volkit/files"]["readOnly"] is True
@@ -651,6 +657,7 @@ def test_a_journal_that_must_not_be_lost_follows_its_controller(trees: Trees) ->
         (("--backend", "given", "--journal", "sqlite:///x"), "etcd://"),
         (("--backend", "given", "--replicas", "0"), "at least 1"),
         (("--backend", "given", "--alerts", "true"), "--metrics"),
+        (("--backend", "loop", "-o", "pool=/p", "--node-secret", "n"), "leave it out"),
         (("--backend", "given", "--metrics", "port", "--metrics-port", "9808"), "both 9808"),
         (("--backend", "given", "--metrics", "yes"), "not one of none, port"),
         (("--backend", "given", "--monitor-labels", "a b"), "KEY=VALUE"),
@@ -724,7 +731,7 @@ def test_what_there_is_to_choose_from(run: Run) -> None:
     assert run("--help")[0] == 0
     code, _, err = run("kubernets")
     assert code == 2
-    assert "kubernetes, nomad, pv" in err
+    assert "kubernetes, image, nomad, pv, e2e" in err
     code, out, _ = run("kubernetes", "--help")
     assert code == 0
     assert "--kubelet-dir" in out

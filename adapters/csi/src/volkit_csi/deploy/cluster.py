@@ -238,6 +238,11 @@ class Cluster:
         return self.deployment.sources([*self.secret_settings, *files])
 
     @property
+    def node_secret(self) -> str:
+        """Where the name of the nodes' Secret is among the values."""
+        return "node.secret" if self.values.node_secret else "secret"
+
+    @property
     def volume_secret(self) -> bool:
         return bool(self.values.volume_secret)
 
@@ -322,6 +327,8 @@ def _refuse_impossible(cluster: Cluster) -> None:
         raise InvalidArgument(
             "alerts and dashboard show metrics: give --metrics, such as --metrics podmonitor"
         )
+    if cluster.values.node_secret and not cluster.apart:
+        raise InvalidArgument("node-secret is for nodes without a controller beside the driver: leave it out")
     ports = (cluster.values.health_port, cluster.values.metrics_port)
     if cluster.metrics and len(set(ports)) < len(ports):
         raise InvalidArgument(f"health-port and metrics-port are both {ports[0]}: give one of them another")

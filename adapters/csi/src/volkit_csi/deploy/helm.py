@@ -61,7 +61,9 @@ def values(cluster: Cluster) -> dict[str, Any]:
         "secret": (given.secret or cluster.name) if cluster.secret_settings or cluster.secret_files else "",
         "volumeSecret": given.volume_secret,
         "controller": _controller(cluster),
-        "node": _NODE | {"healthPort": given.health_port},
+        "node": _NODE
+        | {"healthPort": given.health_port}
+        | ({"secret": given.node_secret} if given.node_secret else {}),
         "sidecars": _sidecars(cluster),
         "storageClass": _storage_class(cluster),
         "metrics": _metrics(cluster),

@@ -99,6 +99,9 @@ class Kubernetes:
     secret: str = option(
         default="", help="the Secret with the secret settings and files (default: volkit-NAME)"
     )
+    node_secret: str = option(
+        default="", help="another Secret for the nodes, of an account that makes and deletes nothing"
+    )
     volume_secret: str = option(
         default="", help="a Secret in the namespace that goes with every call for a volume"
     )
@@ -131,7 +134,7 @@ class Kubernetes:
 
     def __attrs_post_init__(self) -> None:
         checks = {
-            _object_name: "namespace secret volume_secret storage_class journal_class",
+            _object_name: "namespace secret node_secret volume_secret storage_class journal_class",
             _checks(_OBJECT, "a Secret's name", lists=True): "pull_secrets",
             _checks(
                 re.compile(r"[a-z](?:[-a-z0-9]{0,38}[a-z0-9])?", re.ASCII), "2 to 40 of a-z, 0-9 and -"

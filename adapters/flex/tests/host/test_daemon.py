@@ -37,7 +37,7 @@ def test_a_pod_by_each_shell(host: Host, shell: tuple[str, ...]) -> None:
     kubelet.end_pod("u1", "pv-1")
     with pytest.raises(DriverError, match="takes 2 arguments"):
         kubelet.call("mount", "/x")
-    assert fifos(host) == []
+    wait_until("the FIFOs are gone", lambda: not fifos(host))
     host.assert_clean()
     assert "hunter2" not in (host.home / "serve.log").read_text()
 
@@ -154,7 +154,7 @@ def test_many_callers_at_once(host: Host) -> None:
                 break
     kubelet.call("unmount", str(host.home / "m"))
     host.assert_clean()
-    assert fifos(host) == []
+    wait_until("the FIFOs are gone", lambda: not fifos(host))
 
 
 def test_the_directory_is_for_one_daemon_and_one_user(host: Host, capfd: pytest.CaptureFixture[str]) -> None:

@@ -287,5 +287,17 @@ def mount_remote(connection: FileConnection, path: str, flags: list[str]) -> Non
     if program is None:
         apart.call(mounts.mount, connection.source, path, connection.fs_type, options, timeout=MOUNT_SECONDS)
         return
-    words = ["-o", ",".join(options)] if options else []
-    process.run([program, connection.source, path, *words], timeout=MOUNT_SECONDS, secrets=options)
+    told, environment = _without_password(connection.fs_type, options)
+    words = ["-o", ",".join(told)] if told else []
+    argv, secrets = [program, connection.source, path, *words], [*options, *environment.values()]
+    process.run(argv, timeout=MOUNT_SECONDS, env=environment, secrets=secrets)
+
+
+def _without_password(fs_type: str, options: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The options, and in the environment what only root may read: the arguments of a program everybody can, and
+    mount.cifs(8) takes a password from PASSWD too.
+    """
+    passwords = [one for one in options if one.partition("=")[0] in ("password", "pass")]
+    if fs_type not in ("cifs", "smb3") or not passwords:
+        return options, {}
+    return [one for one in options if one not in passwords], {"PASSWD": passwords[-1].partition("=")[2]}

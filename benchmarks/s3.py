@@ -55,7 +55,9 @@ class Bare:
     def mount(self) -> Path:
         argv = [self._filled(word) for word in self.connection.argv]
         more = {name: self._filled(word) for name, word in self.connection.environment.items()}
-        self.process = subprocess.Popen(argv, env={**os.environ, **more}, stdout=subprocess.DEVNULL)
+        env = {"PATH": os.environ["PATH"], **more}
+        # in a session of its own, as volkit's: Linux shares a busy processor out by session (sched_autogroup)
+        self.process = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
         while not os.path.ismount(self.place):
             assert self.process.poll() is None, "the program ended"
             time.sleep(0.002)

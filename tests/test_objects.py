@@ -26,6 +26,7 @@ from volkit import (
     NotFound,
     ObjectVolume,
     PermissionDenied,
+    Size,
     Unavailable,
     Usage,
     UsageCache,
@@ -66,6 +67,7 @@ class MemorySettings(ObjectSettings):
 @frozen(kw_only=True)
 class MemoryParameters(ObjectParameters):
     frozen: bool = option(default=False, mutable=True, help="nothing more is taken")
+    part_size: Size = option(default="8Mi", help="bytes of a part")
 
 
 class MemoryBucket(Bucket[MemorySettings]):

@@ -27,6 +27,7 @@ from volkit.objects.bucket import Bucket
 from volkit.objects.location import RESERVED, Location, name_of
 from volkit.objects.options import Mode, ObjectParameters, ObjectSettings, OnDelete
 from volkit.objects.volume import TAG, StoredVolume, tagged
+from volkit.options import complete, declared
 from volkit.requests import Page
 
 S = TypeVar("S", bound=ObjectSettings)
@@ -155,8 +156,12 @@ class ObjectController(Controller[S, P], FindsByName, Lists, Clones, Modifies, a
 
     def _refuse_settings_of_others(self, asked: P) -> None:
         """Raises InvalidArgument for what a bucket is given when it is made, where none is."""
-        given = [one.name for one in attrs.fields(type(asked)) if getattr(asked, one.name) != one.default]
-        own = sorted(set(given) - _COMMON)
+        needed = {one.field: getattr(asked, one.field) for one in declared(type(asked)) if one.required}
+        unasked = complete(type(asked), needed)
+        differs = [
+            one for one in attrs.fields_dict(type(asked)) if getattr(asked, one) != getattr(unasked, one)
+        ]
+        own = sorted(set(differs) - _COMMON)
         if own and (asked.bucket or asked.mode is Mode.PREFIX):
             raise InvalidArgument(
                 f"parameter {own[0]!r} is for a bucket that is made: leave out bucket, and mode: prefix"

@@ -283,7 +283,8 @@ def test_what_is_made_out_of_the_code_is_current() -> None:
 
 
 OTHERS = {
-    "associated", "bind", "build", "draft", "message", "sign", "create-namespace", "enable-capacity", "enable-distributed-snapshotting", "find",
+    "associated", "bind", "build", "draft", "message", "sign", "create-namespace", "enable-capacity",
+    "enable-distributed-snapshotting", "find",
     "from-file", "kind", "live-restore", "no-deps", "node-deployment", "quick", "quiet", "restart", "rm", "show", "tag",
     "target", "tmpfs", "verifytypes", "volkit-faults", "volkit-sequences", "volumes", "wheel-dir",
 }  # fmt: skip

@@ -83,6 +83,14 @@ def test_its_style_and_types(project: Path) -> None:
     in_project(project, "mypy", "--cache-dir", str(ROOT / ".mypy_cache"), "--strict", "src", "tests")
 
 
+@pytest.mark.parametrize("kind", new.KINDS)
+def test_its_style_whatever_its_name_is(kind: str, tmp_path: Path) -> None:
+    for name in ("ab", "a-very-long-backend-name-of-acme"):
+        assert cli.main(["new", name, "--kind", kind, "--out", str(tmp_path / name)]) == 0
+    in_project(tmp_path, "ruff", "check", "--no-cache", ".")
+    in_project(tmp_path, "ruff", "format", "--no-cache", "--check", ".")
+
+
 @pytest.mark.root
 @pytest.mark.slow
 def test_its_own_tests_pass(project: Path, kind: str, tmp_path: Path) -> None:

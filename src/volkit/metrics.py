@@ -12,6 +12,7 @@ id.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
@@ -42,6 +43,8 @@ try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 except ImportError:
     raise FailedPrecondition("--metrics takes prometheus-client: pip install 'volkit-sdk[metrics]'") from None
+
+_log = logging.getLogger("volkit.metrics")
 
 STATE_SECONDS: Final = 10.0
 """How old the figures of journal and mounts may be."""
@@ -346,6 +349,7 @@ def serve(engine: Engine, address: str, rejected: Callable[[], int] = lambda: 0)
         raise FailedPrecondition(
             f"--metrics {address}: cannot listen there: {error.strerror or error}"
         ) from None
+    _log.info("metrics, /healthz and /readyz on %s, port %d", host, server.server_port)
     threading.Thread(target=server.serve_forever, name="volkit-metrics", daemon=True).start()
     try:
         yield server.server_port

@@ -37,6 +37,7 @@ PROGRAMS: Final = (
 _BASE: Final = Path(getattr(sys, "_base_executable", sys.executable))
 """The interpreter itself, also where this is a virtual environment."""
 
+_SCRIPTS: Final = Path(sysconfig.get_path("scripts"))
 _LIBRARIES: Final = ("libblkid.so.1", "libudev.so.1", "libmount.so.1")
 """What is loaded by its name."""
 
@@ -84,7 +85,10 @@ def make(root: Path, distributions: Iterable[str], packages: Iterable[str] = ())
         _copy_distribution(one, root)
     programs = [*_programs(), *(file for one in packages for file in _of_package(one))]
     for path in (*programs, Path("/etc/ssl/certs/ca-certificates.crt")):
-        _copy(path, root)
+        if path.parent == _SCRIPTS:
+            _copy_to(path, root / HOME[1:] / "bin" / path.name)
+        else:
+            _copy(path, root)
     _copy_libraries(root, programs)
 
 
@@ -124,7 +128,7 @@ def _copy_distribution(one: Distribution, root: Path) -> None:
                 _copy_tree(Path(line), place)
         elif path.is_relative_to(home) and path.suffix != ".pyc" and path.is_file():
             _copy_to(path, place / path.relative_to(home))
-        elif path.parent == Path(sysconfig.get_path("scripts")) and path.is_file():
+        elif path.parent == _SCRIPTS and path.is_file():
             _copy_to(path, root / HOME[1:] / "bin" / path.name)
     for point in one.entry_points.select(group="console_scripts"):
         script = root / HOME[1:] / "bin" / point.name
@@ -157,7 +161,7 @@ def _of_package(name: str) -> list[Path]:
         files = [Path(line) for line in told.stdout.splitlines() if told.returncode == 0]
     except FileNotFoundError:
         files = []
-    if not files and (program := shutil.which(name)):
+    if not files and (program := shutil.which(name, path=f"{_SCRIPTS}:{os.environ['PATH']}")):
         files = [Path(program)]
     if not files:
         raise FailedPrecondition(

@@ -561,7 +561,7 @@ def test_two_drivers_of_one_backend_share_nothing(run: Run, trees: Trees) -> Non
             for one in pod["containers"]
             for port in one.get("ports", ())
         ]
-        sockets = re.findall(r"/run/volkit/[\w.-]+", text)
+        sockets = re.findall(r"/run/volkit/[\w./-]+", text)
         paths = {path for path in volumes if "s3" in path} | set(sockets) | {str(port) for port in ports}
         return set(by_name(found)), paths
 

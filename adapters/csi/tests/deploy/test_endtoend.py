@@ -55,6 +55,9 @@ def test_what_runs_follows_from_the_classes(capsys: pytest.CaptureFixture[str]) 
     local = definition(capsys, "--backend", "local", "-o", "pool=/p", "--min-size", "16Mi")
     assert has(local) == on_a_node | {"volumeMountGroup", "FSResizeFromSourceNotSupported"}
     assert local["DriverInfo"]["SupportedSizeRange"]["Min"] == "16Mi"
+    expansion = {"controllerExpansion", "offlineExpansion", "onlineExpansion"}
+    alone = definition(capsys, "--backend", "loop", "-o", "pool=/p", "--resizer", "true")
+    assert has(alone) == has(loop) | expansion | {"nodeExpansion"}
     s3 = definition(capsys, "--backend", "s3", "-o", "endpoint=https://x", "--name", "s3-east")
     assert {"RWX", "capReadOnlyMany"} <= has(s3)
     assert not {"block", "fsGroup", "snapshotDataSource", "topology"} & has(s3)

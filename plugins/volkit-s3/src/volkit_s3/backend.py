@@ -26,7 +26,7 @@ class S3Backend(Backend[S3Settings, S3Parameters]):
     node: ClassVar[type[Node[Any]] | None] = S3PodNode
     volume: ClassVar[type[Volume]] = ObjectVolume
     limits: ClassVar[Limits] = Limits(fs_types=())
-    needs: ClassVar[Needs] = Needs(packages=("ca-certificates", "rclone", "s3fs"))
+    needs: ClassVar[Needs] = Needs(packages=("ca-certificates", "fuse3", "rclone", "s3fs"))
 
     @classmethod
     def node_class(cls, settings: S3Settings) -> type[Node[S3Settings]]:

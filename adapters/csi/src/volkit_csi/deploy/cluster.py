@@ -77,7 +77,7 @@ class Cluster:
 
     @property
     def run_dir(self) -> str:
-        return "/run/volkit"
+        return f"/run/volkit/{self.instance}"
 
     @property
     def command(self) -> str:

@@ -41,8 +41,8 @@ def _object(d: Deployment) -> bool:
 
 
 def _expands(d: Deployment) -> bool:
-    """By a claim, which takes a resizer: volumes that live on nodes have none."""
-    return d.has(volkit.Expands) and not d.backend.needs.node_local
+    """By a claim, which takes a resizer: none is deployed for volumes that live on nodes."""
+    return d.has(volkit.Expands) and (d.values.resizer or not d.backend.needs.node_local)
 
 
 CAPABILITIES: Final[Mapping[str, Has]] = {

@@ -226,6 +226,10 @@ class EndToEnd:
     topology_keys: tuple[str, ...] = option(
         default=(), help="what places are called (default: those of volumes that live on a node)"
     )
+    resizer: bool = option(
+        default=False,
+        help="whether a resizer was added for volumes that live on nodes, as can be on a cluster of one",
+    )
     stress_pods: int = option(default=5, at_least=1, help="pods at once in the stress tests")
 
     def __attrs_post_init__(self) -> None:

@@ -311,7 +311,7 @@ def test_every_flag_in_the_docs_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert set(of_driver) - set(FLAG.findall(told)) <= {"help", "version", "option"}, name
 
 
-@pytest.mark.parametrize("name", ["local", "loop"])
+@pytest.mark.parametrize("name", ["local", "loop", "s3"])
 def test_every_option_of_a_backend_is_on_its_page(name: str) -> None:
     page = (ROOT / f"docs/backends/{name}.md").read_text(encoding="utf-8")
     backend = volkit.load_backend(name)

@@ -52,7 +52,7 @@ drives() { # ADAPTER
 typed() { # PACKAGE
     # it looks at the environment whose python comes first
     (cd "$work" && PATH=$work/everything/bin:$PATH "$venv/pyright" --ignoreexternal --verifytypes "$1") > "$work/types-$1" ||
-        { cat "$work/types-$1"; return 1; }
+        { sed -n "/^Symbols used/,/^Symbols exported/p" "$work/types-$1"; return 1; }
     echo "$1: $(grep score "$work/types-$1")"
 }
 

@@ -32,7 +32,7 @@ class Endpoints:
 
     def __init__(self, own: str, others: Iterable[str] = (), *, insecure_http: bool = False) -> None:
         self._insecure_http = insecure_http
-        self.own = self._read(own) if own else ""
+        self.own: str = self._read(own) if own else ""
         self._allowed = {self.own, *map(self._read, others)}
 
     def resolve(self, text: str) -> str:

@@ -35,7 +35,10 @@ class Bucket(ABC, Generic[S]):
 
     def __init__(self, settings: S, name: str, endpoint: str, key: AccessKey | None) -> None:
         """`endpoint` is the server's URL, "" for the vendor's own; `key` None where the SDK finds one."""
-        self.settings, self.name, self.endpoint, self.key = settings, name, endpoint, key
+        self.settings: S = settings
+        self.name: str = name
+        self.endpoint: str = endpoint
+        self.key: AccessKey | None = key
 
     @classmethod
     @abstractmethod

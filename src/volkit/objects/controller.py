@@ -11,6 +11,7 @@ import attrs
 
 from volkit import requests
 from volkit.credentials import AccessKey
+from volkit.endpoints import Endpoints
 from volkit.errors import (
     AlreadyExists,
     Ambiguous,
@@ -49,7 +50,7 @@ class ObjectController(Controller[S, P], FindsByName, Lists, Clones, Modifies, a
 
     def __init__(self, settings: S, node_id: str = "") -> None:
         super().__init__(settings, node_id)
-        self.allowed = settings.allowed()
+        self.allowed: Endpoints = settings.allowed()
 
     def create_volume(self, request: requests.CreateVolumeRequest[P]) -> Volume:
         asked = request.parameters

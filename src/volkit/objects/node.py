@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 from volkit import requests
 from volkit.credentials import AccessKey
+from volkit.endpoints import Endpoints
 from volkit.host import mounters
 from volkit.host.mounters import BucketMount, FileOwner
 from volkit.interfaces import ConnectsPerPod, MountsByProgram, Node
@@ -29,7 +30,7 @@ class ObjectNode(Node[S], MountsByProgram, abstract=True):
 
     def __init__(self, settings: S, node_id: str) -> None:
         super().__init__(settings, node_id)
-        self.allowed = settings.allowed()
+        self.allowed: Endpoints = settings.allowed()
         self._usages = UsageCache(settings.usage_age)
         self._programs = (settings.mounter.value,) if settings.mounter else tuple(mounters.MOUNTERS)
         if any(mounters.MOUNTERS[one].is_installed() for one in self._programs):

@@ -29,7 +29,8 @@ class StoredVolume:
     """
 
     def __init__(self, bucket: Bucket[Any], location: Location) -> None:
-        self.bucket, self.location = bucket, location
+        self.bucket: Bucket[Any] = bucket
+        self.location: Location = location
 
     # -- what is known of it
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from volkit.objects import ObjectController
+from typing import Any, ClassVar
+
+from volkit.objects import Bucket, ObjectController
 from volkit_s3.client import S3Bucket
 from volkit_s3.options import S3Parameters, S3Settings
 
@@ -10,4 +12,4 @@ from volkit_s3.options import S3Parameters, S3Settings
 class S3Controller(ObjectController[S3Settings, S3Parameters]):
     """All of it is any object store's."""
 
-    bucket = S3Bucket
+    bucket: ClassVar[type[Bucket[Any]]] = S3Bucket

@@ -19,7 +19,7 @@ class Buckets(Witness):
 
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
-        self.client = _client(
+        self.client: Any = _client(
             settings.allowed().own,
             settings.region,
             settings.access_key,

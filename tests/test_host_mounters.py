@@ -103,7 +103,7 @@ def test_the_first_that_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert GEESEFS.connection(MOUNT).argv[0] == str(tmp_path / "geesefs")
     (tmp_path / "geesefs").unlink()
     assert mounters.find(("geesefs", "mount-s3")) is MOUNT_S3
-    with pytest.raises(FailedPrecondition, match="geesefs: install one"):
+    with pytest.raises(FailedPrecondition, match="install one of geesefs"):
         mounters.find(("geesefs",))
 
 

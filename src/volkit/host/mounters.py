@@ -261,7 +261,7 @@ def find(programs: Iterable[str] = tuple(MOUNTERS)) -> Mounter:
         if MOUNTERS[name].is_installed():
             return MOUNTERS[name]
     raise FailedPrecondition(
-        f"nothing that mounts a bucket is installed, neither of {', '.join(programs)}: install one"
+        f"nothing that mounts a bucket is installed: install one of {', '.join(programs)}"
     )
 
 

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -46,7 +47,6 @@ _HINTS: Final = {
     "NotImplemented": ": this server cannot do it",
     "NoSuchBucket": ": there is no such bucket",
 }
-_CONNECTIONS: Final = 16
 
 for _name in ("boto3", "botocore", "s3transfer", "urllib3"):
     logging.getLogger(_name).setLevel(logging.INFO)  # at DEBUG they log what requests are signed with
@@ -86,10 +86,17 @@ def asking(what: str, key: AccessKey | None = None) -> Iterator[None]:
     raise failure from None
 
 
+@functools.cache
+def session() -> Any:
+    """What boto3 has read of S3's model is kept: a client takes 4 ms then, and 70 without."""
+    import boto3
+
+    return boto3.Session()
+
+
 @functools.lru_cache(maxsize=64)
 def connect(settings: S3Settings, endpoint: str, key: AccessKey | None) -> Any:
-    """A client of a server; thread-safe, and kept, since to make one takes 0.1 s."""
-    import boto3
+    """A client of a server; thread-safe, and kept with its connections."""
     from botocore.config import Config
 
     config = Config(
@@ -97,30 +104,30 @@ def connect(settings: S3Settings, endpoint: str, key: AccessKey | None) -> Any:
         connect_timeout=settings.timeout,
         read_timeout=4 * settings.timeout,
         retries={"total_max_attempts": 3, "mode": "standard"},
-        max_pool_connections=_CONNECTIONS,
+        max_pool_connections=16,
         s3={"addressing_style": "path" if settings.by_path(endpoint) else "virtual"},
         request_checksum_calculation="when_required",  # others than AWS do not know CRC64
         response_checksum_validation="when_required",
     )
-    with asking("the server's client cannot be made"):
-        made = boto3.Session(
-            aws_access_key_id=key and key.id,
-            aws_secret_access_key=key and key.secret,
-            aws_session_token=key and (key.token or None),
-            region_name=settings.region_of(endpoint),
-        ).client(
+    with asking("the server's client cannot be made"), _making:
+        made = session().client(
             "s3",
+            region_name=settings.region_of(endpoint),
             endpoint_url=endpoint or None,
             config=config,
             verify=str(settings.ca) if settings.ca else None,
+            aws_access_key_id=key and key.id,
+            aws_secret_access_key=key and key.secret,
+            aws_session_token=key and (key.token or None),
         )
     made.meta.events.register("before-sign.s3", _add_md5)
     return made
 
 
-os.register_at_fork(
-    after_in_child=connect.cache_clear
-)  # two processes on one connection hear each other's answers
+_making: Final = threading.Lock()  # a session makes one at a time
+os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
+# two processes on one connection hear each other's answers
+os.register_at_fork(after_in_child=connect.cache_clear)
 
 
 def _add_md5(request: Any, **_: Any) -> None:
@@ -157,8 +164,7 @@ class S3Bucket(Bucket[S3Settings]):
 
     def headers(self) -> Mapping[str, str]:
         """What the server says of the bucket."""
-        found: Mapping[str, str] = self.ask("head_bucket")["ResponseMetadata"]["HTTPHeaders"]
-        return found
+        return dict(self.ask("head_bucket")["ResponseMetadata"]["HTTPHeaders"])
 
     def send(self, method: str, path: str) -> None:
         """A signed request that boto3 has no name for. Raises what `asking` raises."""
@@ -237,8 +243,7 @@ class S3Bucket(Bucket[S3Settings]):
             yield from self.pages(begin)
 
     def get(self, key: str) -> bytes:
-        content: bytes = self.ask("get_object", Key=key)["Body"].read()
-        return content
+        return bytes(self.ask("get_object", Key=key)["Body"].read())
 
     def put(self, key: str, content: bytes) -> None:
         self.ask("put_object", Key=key, Body=content)
@@ -295,9 +300,8 @@ class S3Bucket(Bucket[S3Settings]):
 
 def _credentials(key: AccessKey | None) -> Any:
     """As botocore signs with them: the key's, else what it finds."""
-    import boto3
     from botocore.credentials import Credentials
 
     if key is None:
-        return boto3.Session().get_credentials()
+        return session().get_credentials()
     return Credentials(key.id, key.secret, key.token or None)

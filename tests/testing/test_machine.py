@@ -9,25 +9,16 @@ import pytest
 
 from volkit import requests as r
 from volkit.model import Volume
-from volkit.testing import BackendSuite, Fault, Kit, Storage, Witness
+from volkit.testing import BackendSuite, Fault, Kit, Storage
 from volkit.testing.machine import random_sequences
-from volkit.testing.memory import ARRAYS, Array, MemoryBackend, MemoryController, MemoryNode, memory_settings
-
-
-class ArrayWitness(Witness):
-    """Looks into the dictionary."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-
-    def volumes(self) -> list[str]:
-        return list(self.array.volumes)
-
-    def snapshots(self) -> list[str]:
-        return list(self.array.snapshots)
-
-    def attachments(self) -> list[tuple[str, str]]:
-        return [(id_, node) for id_, stored in self.array.volumes.items() for node in stored.nodes]
+from volkit.testing.memory import (
+    ARRAYS,
+    ArrayWitness,
+    MemoryBackend,
+    MemoryController,
+    MemoryNode,
+    memory_settings,
+)
 
 
 class KeepsDeleted(MemoryController):

@@ -22,31 +22,12 @@ from volkit import (
     NodeUnpublishRequest,
     NodeUnstageRequest,
 )
-from volkit.testing import Storage, Witness
-from volkit.testing.memory import ARRAYS, Array, MemoryBackend, memory_settings
+from volkit.testing import Storage
+from volkit.testing.memory import ARRAYS, ArrayWitness, MemoryBackend, memory_settings
 from volkit_flex.testing import FlexDriver, FlexSuite
 from volkit_loop.backend import LoopBackend
 from volkit_loop.options import LoopSettings
 from volkit_loop.witness import Images
-
-
-class ArrayWitness(Witness):
-    """Looks into the dictionary."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-
-    def volumes(self) -> list[str]:
-        return list(self.array.volumes)
-
-    def snapshots(self) -> list[str]:
-        return list(self.array.snapshots)
-
-    def attachments(self) -> list[tuple[str, str]]:
-        return [(id_, node) for id_, stored in self.array.volumes.items() for node in stored.nodes]
-
-    def capacity(self, volume_id: str) -> int:
-        return self.array.volumes[volume_id].volume.capacity
 
 
 class TestMemoryOverFlex(FlexSuite):

@@ -20,7 +20,7 @@ import attrs
 from attrs import field, frozen
 
 from volkit.interfaces import Controller, Mixin, Node
-from volkit.model import MAX_BYTES, AccessMode, BlockVolume, Volume, _tuple
+from volkit.model import MAX_BYTES, AccessMode, BlockVolume, Value, Volume, _tuple
 from volkit.operations import OPERATIONS, Operation
 from volkit.options import NoOptions, declared
 
@@ -35,8 +35,8 @@ def _modes(modes: Iterable[AccessMode]) -> frozenset[AccessMode]:
     return frozenset(modes)
 
 
-@frozen(kw_only=True)
-class Limits:
+@frozen(kw_only=True, eq=False, repr=False)
+class Limits(Value):
     """What every volume of a backend has in common; the engine refuses the rest before the backend is asked.
 
     Sizes in bytes. `default_size` is made where nothing is required. `fs_types` are what volkit may make on
@@ -53,8 +53,8 @@ class Limits:
     mount_flags: frozenset[str] | None = None
 
 
-@frozen(kw_only=True)
-class Needs:
+@frozen(kw_only=True, eq=False, repr=False)
+class Needs(Value):
     """What a backend needs of a platform it is deployed on, beyond what its classes tell: read by `volkit deploy`.
 
     `node_local`: a volume lives on the node that makes it, so every node makes its own. `host_paths` names the settings

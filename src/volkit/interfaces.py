@@ -25,10 +25,9 @@ expansion it did not do).
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from volkit.model import Connection, Snapshot, Topology, Usage, Volume, VolumeHealth
 from volkit.requests import (
@@ -257,6 +256,9 @@ class ReportsTopology(Mixin):
 # ------------------------------------------------------------------------------------------------
 
 
+_ASYNC: Final = 0x80 | 0x200  # CO_COROUTINE and CO_ASYNC_GENERATOR of inspect, which takes 8 ms to load
+
+
 class _Checked:
     """Refuses, at its definition, a class whose methods and mixins do not match. `abstract=True` exempts a
     vendor's own base.
@@ -266,10 +268,12 @@ class _Checked:
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in dir(cls):
-            value = inspect.getattr_static(cls, name)
-            value = getattr(value, "__func__", value)  # of a static or a class method
-            if inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value):
+        own = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+        for name, value in own.items():
+            code = getattr(
+                getattr(value, "__func__", value), "__code__", None
+            )  # of a static or class method too
+            if code is not None and code.co_flags & _ASYNC:
                 raise TypeError(
                     f"{cls.__name__}.{name} is an async def: volkit's methods block; remove the async"
                 )

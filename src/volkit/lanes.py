@@ -23,6 +23,7 @@ from attrs import frozen
 
 from volkit.errors import Aborted, DeadlineExceeded, Unavailable, VolkitError
 from volkit.events import request_id
+from volkit.model import Value
 
 T = TypeVar("T")
 
@@ -43,8 +44,8 @@ _A_MOMENT: Final = 0.05  # what has an answer at once gives it, also after the d
 _log = logging.getLogger("volkit.engine")
 
 
-@frozen
-class LeftBehind:
+@frozen(eq=False, repr=False)
+class LeftBehind(Value):
     """A call that goes on though nobody waits for it any more. `since` is when it began, in Unix seconds."""
 
     operation: str
@@ -52,8 +53,8 @@ class LeftBehind:
     since: float
 
 
-@frozen
-class Running:
+@frozen(eq=False, repr=False)
+class Running(Value):
     """A call that runs; `left` behind or not. `request` is the call from outside that it belongs to."""
 
     operation: str

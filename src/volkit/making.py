@@ -28,7 +28,7 @@ from volkit.interfaces import Controller, FindsByName, TakesIds, TakesTokens
 from volkit.journal import Delete, Journal, Put, key
 from volkit.journal.records import quarantined
 from volkit.locks import Locks
-from volkit.model import Secrets, Snapshot, Volume
+from volkit.model import Secrets, Snapshot, Value, Volume
 
 T = TypeVar("T", Volume, Snapshot)
 
@@ -38,8 +38,8 @@ _GENERATIONS = 100
 """How often a name is made, deleted and made again, at most, while a storage remembers all of its tokens."""
 
 
-@frozen
-class Found(Generic[T]):
+@frozen(eq=False, repr=False)
+class Found(Value, Generic[T]):
     """What a name stands for: the thing as its storage shows it, and what was asked for when it was made
     (None: not recorded).
     """

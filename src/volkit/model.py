@@ -49,7 +49,7 @@ class Value:
     __slots__ = ()
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, one.name) for one in fields(cast("Any", type(self))))
+        return tuple(getattr(self, one.name) for one in fields(cast("Any", type(self))) if one.eq)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Value) or other.__class__ is not self.__class__:
@@ -60,9 +60,12 @@ class Value:
         return hash((self.__class__, self._values()))
 
     def __repr__(self) -> str:
-        shown = zip(fields(cast("Any", type(self))), self._values(), strict=True)
-        texts = (f"{one.name}={(one.repr if callable(one.repr) else repr)(value)}" for one, value in shown)
-        return f"{type(self).__name__}({', '.join(texts)})"
+        shown = (
+            f"{one.name}={(one.repr if callable(one.repr) else repr)(getattr(self, one.name))}"
+            for one in fields(cast("Any", type(self)))
+            if one.repr
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class Secrets(Mapping[str, str]):
@@ -262,7 +265,7 @@ class Volume(Value):
 
     kind: ClassVar[str] = ""
 
-    def __attrs_pre_init__(self) -> None:
+    def __attrs_post_init__(self) -> None:
         if type(self) is Volume:
             raise TypeError("Volume is abstract: return a BlockVolume, a FileVolume or an ObjectVolume")
 

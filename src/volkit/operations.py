@@ -18,6 +18,7 @@ from attrs import frozen
 
 from volkit import interfaces, model, requests
 from volkit.interfaces import Mixin
+from volkit.model import Value
 
 
 class State(enum.IntEnum):
@@ -50,8 +51,8 @@ class Lock(enum.Enum):
     NONE = "nothing"
 
 
-@frozen(kw_only=True)
-class Operation:
+@frozen(kw_only=True, eq=False, repr=False)
+class Operation(Value):
     """One row. `method` is what the backend's class must have for it ("" where volkit does it alone), `mixin`
     the capability it takes, `without` one that rules it out. `before` and `after` are the states it leads
     from and to (None: it stays); `undo` names the operation that leads back.

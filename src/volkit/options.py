@@ -32,7 +32,7 @@ import attrs
 from attrs import frozen
 
 from volkit.errors import InvalidArgument, quoted
-from volkit.model import MAX_BYTES
+from volkit.model import MAX_BYTES, Value
 
 T = TypeVar("T")
 
@@ -114,13 +114,13 @@ def option(
     return attrs.field(default=default, repr=shown, metadata={"volkit": metadata})
 
 
-@frozen
-class NoOptions:
+@frozen(eq=False, repr=False)
+class NoOptions(Value):
     """For a backend that takes none."""
 
 
-@frozen(kw_only=True)
-class Option:
+@frozen(kw_only=True, eq=False, repr=False)
+class Option(Value):
     """One declared option, as a CLI or a page of documentation shows it."""
 
     field: str

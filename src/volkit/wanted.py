@@ -21,7 +21,7 @@ from attrs import frozen
 
 from volkit.backend import Backend
 from volkit.errors import InvalidArgument
-from volkit.model import CapacityRange, CloneSource, SnapshotSource, Source
+from volkit.model import CapacityRange, CloneSource, SnapshotSource, Source, Value
 from volkit.options import declared, parse_size
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without the cost of typing; checkers know the name
@@ -42,8 +42,8 @@ _SPELLED = {key: key for key in OPTIONS} | {
 }
 
 
-@frozen(kw_only=True)
-class Asked:
+@frozen(kw_only=True, eq=False, repr=False)
+class Asked(Value):
     """How a volume is to be mounted: what its creator asked for."""
 
     fs_type: str = ""
@@ -51,8 +51,8 @@ class Asked:
     readonly: bool = False
 
 
-@frozen(kw_only=True)
-class Wanted:
+@frozen(kw_only=True, eq=False, repr=False)
+class Wanted(Value):
     """A volume as its user wants it. `parameters` is what is left: the backend's own, as they were given."""
 
     capacity: CapacityRange

@@ -29,6 +29,7 @@ from volkit.host._syscalls import (
     refusal,
     system_call,
 )
+from volkit.model import Value
 
 CORRUPTED: Final = frozenset({errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EHOSTDOWN, errno.EACCES})
 """What stat(2) says of a mount whose server or FUSE process is gone (EACCES: a FUSE mount of another user).
@@ -71,8 +72,8 @@ _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 _DELETED: Final = "//deleted"
 
 
-@frozen(kw_only=True)
-class Mount:
+@frozen(kw_only=True, eq=False, repr=False)
+class Mount(Value):
     """One mount of this process's mount namespace, as proc(5) describes a line of mountinfo.
 
     `id` and `parent_id` are mountinfo's, which the kernel reuses after an unmount. `device` is (major, minor)
@@ -100,8 +101,8 @@ class Mount:
         return "ro" in self.options or "ro" in self.super_options
 
 
-@frozen
-class PathStatus:
+@frozen(eq=False, repr=False)
+class PathStatus(Value):
     """What statx says of a path; `device` is of its file system, `rdev` of a device node: (major, minor)."""
 
     mode: int

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from volkit.host import _block
 from volkit.host._syscalls import refusal
+from volkit.model import Value
 
 _EXT_VALID: Final = 1
 _EXT_ERRORS: Final = 2
@@ -23,8 +24,8 @@ _EXT_64BIT: Final = 0x80
 _BTRFS_AT: Final = 0x10000
 
 
-@frozen(kw_only=True)
-class Superblock:
+@frozen(kw_only=True, eq=False, repr=False)
+class Superblock(Value):
     """`size` and `block_size` in bytes. `clean` is False where its journal is to be replayed or a check is
     due.
     """

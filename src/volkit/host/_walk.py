@@ -19,6 +19,7 @@ from attrs import frozen
 
 from volkit.errors import FailedPrecondition
 from volkit.host._syscalls import check, encoded, kernel_has, system_call
+from volkit.model import Value
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PIN: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -29,8 +30,8 @@ _RESOLVE_NO_XDEV: Final = 1
 _openat2: Final = system_call(437, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
 
 
-@frozen
-class Step:
+@frozen(eq=False, repr=False)
+class Step(Value):
     """One step: at the file `name` in the directory that is open as `place`; or in the directory `name`, open as
     `place`, before (`enter`) or after (`leave`) all that is in it. `place` is open until the next step.
     """

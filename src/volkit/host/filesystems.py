@@ -34,7 +34,7 @@ from volkit.errors import (
 from volkit.host import _block, _superblock, process
 from volkit.host._syscalls import encoded, refusal
 from volkit.host.probe import Probe, State, Unreadable, probe, probe_open
-from volkit.model import Usage
+from volkit.model import Usage, Value
 
 __all__ = [
     "SUPPORTED", "FileSystem", "Probe", "State", "Unreadable", "check", "grow", "make", "mount_options",
@@ -48,8 +48,8 @@ _LET_GO_SECONDS: Final = 2.0
 _BTRFS_SYSFS: Final = "/sys/fs/btrfs"
 
 
-@frozen(kw_only=True)
-class FileSystem:
+@frozen(kw_only=True, eq=False, repr=False)
+class FileSystem(Value):
     """One type: how it is made, what it needs, and how it grows.
 
     `make` are the words before the device, `force` those that make mkfs write over a former attempt, `fresh`

@@ -26,6 +26,7 @@ from volkit.errors import Aborted, FailedPrecondition, InUse, InvalidArgument, N
 from volkit.host import _block
 from volkit.host._syscalls import encoded, refusal
 from volkit.host.files import is_open
+from volkit.model import Value
 
 __all__ = ["LoopStatus", "attach", "detach", "find", "resize", "status"]
 
@@ -47,8 +48,8 @@ _DELETED: Final = " (deleted)"
 _ATTEMPTS: Final = 500
 
 
-@frozen(kw_only=True)
-class LoopStatus:
+@frozen(kw_only=True, eq=False, repr=False)
+class LoopStatus(Value):
     """What a loop device is attached to. Sizes in bytes; `size_limit` 0 means the whole file.
 
     `backing_device` and `backing_inode` are the file's st_dev and st_ino. `backing_file` is its path as the

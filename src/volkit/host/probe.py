@@ -23,6 +23,7 @@ from attrs import frozen
 
 from volkit.errors import FailedPrecondition, Unavailable
 from volkit.host import _block
+from volkit.model import Value
 
 __all__ = ["Probe", "State", "Unreadable", "is_half_made", "probe"]
 
@@ -55,8 +56,8 @@ class State(enum.Enum):
     OTHER = "other"
 
 
-@frozen(kw_only=True)
-class Probe:
+@frozen(kw_only=True, eq=False, repr=False)
+class Probe(Value):
     """What a device carries.
 
     `type` is libblkid's word: "ext4", "xfs", "btrfs"; for OTHER "crypto_LUKS", "LVM2_member", "gpt" and the

@@ -80,6 +80,7 @@ def _answer(config: str, words: list[str], out: _Out) -> Answer:
 
     settings = json.loads(config)
     _log_to(settings)
+    lazy.annotate_no_converters()
     from volkit_flex.opening import open_service
 
     service = open_service(settings)

@@ -7,14 +7,18 @@ harm here: all are of Python or of volkit, and whatever fails is answered.
 from __future__ import annotations
 
 import sys
+from _thread import RLock
 from importlib.machinery import PathFinder
-from importlib.util import LazyLoader
+from types import ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from importlib.abc import Loader
     from importlib.machinery import ModuleSpec
-    from types import ModuleType
+    from typing import Any
+
+_one_at_a_time = RLock()
 
 NAMES = frozenset(
     {
@@ -25,6 +29,7 @@ NAMES = frozenset(
             "fnmatch",
             "glob",
             "html",
+            "inspect",
             "locale",
             "pickle",
             "selectors",
@@ -45,6 +50,33 @@ NAMES = frozenset(
 )
 
 
+class _Module(ModuleType):
+    """Is run when something of it is asked for. importlib's own lazy module is so when it is imported once more."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name[:2] != "__":  # those are asked for by the import itself
+            with _one_at_a_time:
+                later = vars(self).pop("__later__", None)
+                if later is not None:
+                    later.exec_module(self)
+        return ModuleType.__getattribute__(self, name)
+
+
+class _Later:
+    """A loader that leaves it to the module. Not one of importlib.abc's, which take 10 ms to load."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = _Module(spec.name)
+        vars(module)["__later__"] = self._loader
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Not yet."""
+
+
 class _Finder:
     """Finds the modules in `NAMES`, and leaves everything else to those that come after it."""
 
@@ -56,10 +88,24 @@ class _Finder:
             return None
         spec = PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
-            spec.loader = LazyLoader(spec.loader)
+            spec.loader = _Later(spec.loader)  # type: ignore[assignment]
         return spec
 
 
 def install() -> None:
     """From now on, in this process."""
     sys.meta_path.insert(0, _Finder)
+
+
+def annotate_no_converters() -> None:
+    """attrs reads the signature of each converter, for the annotations of an `__init__`. Nobody looks at those here,
+    and inspect with what it needs takes 8 ms to load.
+    """
+    from attr import _compat
+
+    def unread(self: Any, converter: object) -> None:
+        self.sig = None
+
+    reader: Any = getattr(_compat, "_AnnotationExtractor", object)
+    if reader is not object:  # or it takes these 8 ms
+        reader.__init__ = unread

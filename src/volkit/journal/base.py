@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from volkit import model
 from volkit.errors import Aborted
 
 Value = Mapping[str, Any]
@@ -19,8 +20,8 @@ class Conflict(Aborted):
     """Somebody else changed a record since it was read: nothing of the write happened."""
 
 
-@frozen
-class Entry:
+@frozen(eq=False, repr=False)
+class Entry(model.Value):
     """One record. `revision` grows with each change of the key and is never 0."""
 
     key: str
@@ -28,8 +29,8 @@ class Entry:
     revision: int
 
 
-@frozen
-class Put:
+@frozen(eq=False, repr=False)
+class Put(model.Value):
     """Set a record; only where its revision still is `revision` (0: it must not exist), if one is given."""
 
     key: str
@@ -37,8 +38,8 @@ class Put:
     revision: int | None = field(default=None, kw_only=True)
 
 
-@frozen
-class Delete:
+@frozen(eq=False, repr=False)
+class Delete(model.Value):
     """Remove a record, present or not; only where its revision still is `revision`, if one is given."""
 
     key: str

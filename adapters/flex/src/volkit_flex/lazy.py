@@ -22,32 +22,14 @@ _one_at_a_time = RLock()
 
 NAMES = frozenset(
     {
-        *(
-            "argparse",
-            "ast",
-            "difflib",
-            "fnmatch",
-            "glob",
-            "html",
-            "inspect",
-            "locale",
-            "pickle",
-            "selectors",
-            "shutil",
-            "socket",
-        ),
-        *("attr.filters", "attr.validators", "attrs.filters", "attrs.validators"),
-        *("statistics", "subprocess", "tempfile", "textwrap", "tokenize", "tomllib", "traceback"),
-        *(
-            "volkit.host.apart",
-            "volkit.host.freeze",
-            "volkit.host.fuse",
-            "volkit.host.process",
-            "volkit.host.rebind",
-        ),
-        *("volkit.mending", "volkit.upkeep"),
+        "argparse", "ast", "copy", "difflib", "fnmatch", "glob", "html", "inspect", "ipaddress", "locale", "pickle",
+        "selectors", "shutil", "socket", "statistics", "subprocess", "tempfile", "textwrap", "tokenize", "tomllib",
+        "traceback", "unicodedata",
+        "attr.filters", "attr.validators", "attrs.filters", "attrs.validators",
+        "volkit.host.apart", "volkit.host.freeze", "volkit.host.fuse", "volkit.host.process", "volkit.host.rebind",
+        "volkit.mending", "volkit.upkeep",
     }
-)
+)  # fmt: skip
 
 
 class _Module(ModuleType):

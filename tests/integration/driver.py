@@ -155,7 +155,7 @@ class Driver:
         """All that is there of any volume or snapshot, one line each; empty when everything was undone."""
         return [
             *(f"mount {point}" for point in mounts(self.home)),
-            *(f"loop device {device}" for device in loops(self.home)),
+            *(f"loop device {device}" for device in loops(self.home) if not is_going(device)),
             *(f"file {name}" for name in self.images()),
             *(f"record {key}" for key in self.records()),
             *(["a lock"] if self.locked() else []),
@@ -211,6 +211,14 @@ def loops(below: Path) -> dict[str, str]:
                     f"{backing} {(attribute.parents[1] / 'ro').read_text().strip()}"
                 )
     return found
+
+
+def is_going(device: str) -> bool:
+    """Is it detached, and somebody looks at it still (blkid, a doctor of another test)? It goes when he closes it."""
+    try:
+        return Path(f"/sys/block/{device[5:]}/loop/autoclear").read_text() == "1\n"
+    except FileNotFoundError:
+        return True
 
 
 def tree(top: Path) -> dict[str, str]:

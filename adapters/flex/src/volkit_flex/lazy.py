@@ -24,7 +24,7 @@ NAMES = frozenset(
     {
         "argparse", "ast", "copy", "difflib", "fnmatch", "glob", "html", "inspect", "ipaddress", "locale", "pickle",
         "selectors", "shutil", "socket", "statistics", "subprocess", "tempfile", "textwrap", "tokenize", "tomllib",
-        "traceback", "unicodedata",
+        "traceback",
         "attr.filters", "attr.validators", "attrs.filters", "attrs.validators",
         "volkit.host.apart", "volkit.host.freeze", "volkit.host.fuse", "volkit.host.process", "volkit.host.rebind",
         "volkit.mending", "volkit.upkeep",
@@ -60,7 +60,9 @@ class _Later:
 
 
 class _Finder:
-    """Finds the modules in `NAMES`, and leaves everything else to those that come after it."""
+    """Finds the modules in `NAMES`, and leaves everything else to those that come after it. What is in C cannot be for
+    later: it makes its own module object.
+    """
 
     @staticmethod
     def find_spec(
@@ -69,7 +71,7 @@ class _Finder:
         if name not in NAMES:
             return None
         spec = PathFinder.find_spec(name, path)
-        if spec is not None and spec.loader is not None:
+        if spec is not None and spec.loader is not None and (spec.origin or "").endswith(".py"):
             spec.loader = _Later(spec.loader)  # type: ignore[assignment]
         return spec
 
@@ -77,6 +79,8 @@ class _Finder:
 def install() -> None:
     """From now on, in this process."""
     sys.meta_path.insert(0, _Finder)
+    # until Python 3.12 datetime reads 100 KiB of its own, and then takes all from this
+    sys.modules.setdefault("datetime", __import__("_datetime"))
 
 
 def annotate_no_converters() -> None:

@@ -17,7 +17,7 @@ if [ $# = 0 ]; then
     # Each of thousands of kills is a fork of a process that stays small, and synced: on memory.
     matrix=(tests/testing plugins/volkit-{local,loop}/tests/test_conformance.py plugins/volkit-loop/tests/test_power_cut.py)
     # A container that starts copies all mounts, and holds others' devices for a moment; a gateway takes a CPU for itself.
-    alone=(adapters/docker/tests plugins/volkit-s3/tests tests/integration/test_static.py)
+    alone=(adapters/docker/tests/engines plugins/volkit-s3/tests/s3 tests/integration/test_static.py)
     shm=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo /tmp)" volkit.XXXXXX)
     trap 'rm -rf "$shm"' EXIT
     echo "== pytest: the crash matrix"

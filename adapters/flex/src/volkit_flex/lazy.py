@@ -22,12 +22,14 @@ _one_at_a_time = RLock()
 
 NAMES = frozenset(
     {
-        "argparse", "ast", "copy", "difflib", "fnmatch", "glob", "html", "inspect", "ipaddress", "locale", "pickle",
-        "selectors", "shutil", "socket", "statistics", "subprocess", "tempfile", "textwrap", "tokenize", "tomllib",
-        "traceback",
+        "argparse", "ast", "base64", "copy", "difflib", "fnmatch", "glob", "html", "inspect", "ipaddress", "locale",
+        "pickle", "selectors", "shutil", "socket", "statistics", "subprocess", "tempfile", "textwrap", "tokenize",
+        "tomllib", "traceback",
         "attr.filters", "attr.validators", "attrs.filters", "attrs.validators",
-        "volkit.host.apart", "volkit.host.freeze", "volkit.host.fuse", "volkit.host.process", "volkit.host.rebind",
-        "volkit.mending", "volkit.upkeep",
+        "volkit.formatting", "volkit.mending", "volkit.upkeep",
+        "volkit.host.apart", "volkit.host.devices", "volkit.host.files", "volkit.host.filesystems",
+        "volkit.host.freeze", "volkit.host.fuse", "volkit.host.loop", "volkit.host.ownership", "volkit.host.process",
+        "volkit.host.rebind",
     }
 )  # fmt: skip
 

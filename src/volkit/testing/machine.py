@@ -184,15 +184,17 @@ class Answer:
 
 
 def _facts(operation: str, result: Any, side: Side) -> Any:
-    """Of a result, what does not depend on whose it is: names instead of ids, and nothing of sizes."""
+    """Of a result, what does not depend on whose it is: names instead of ids, and nothing of sizes. What others have on
+    the same storage is listed too, and is not looked at: the witness counts.
+    """
     names = {id_: name for name, id_ in side.ids.items()}
     match operation:
         case "create_volume" | "create_snapshot":
             return None
         case "list_volumes":
-            return sorted(names.get(entry.volume.id, "?") for entry in result.entries)
+            return sorted(names[one.volume.id] for one in result.entries if one.volume.id in names)
         case "list_snapshots":
-            return sorted(names.get(entry.id, "?") for entry in result.entries)
+            return sorted(names[one.id] for one in result.entries if one.id in names)
         case "get_volume":
             return names.get(result.volume.id, "?")
         case "get_snapshot":

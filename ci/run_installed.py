@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ class Failed(Exception):
     """What did not happen, for people."""
 
 
-class Driver:
+class Driver(ABC):
     """One adapter's driver below `home`, started from the environment that `env` names."""
 
     def __init__(self, home: Path) -> None:
@@ -90,21 +91,21 @@ class Driver:
             return False
         return True
 
-    def start(self, env: Path) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def start(self, env: Path) -> None: ...
 
-    def create(self, name: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def create(self, name: str) -> None: ...
 
+    @abstractmethod
     def mount(self, name: str, user: str) -> Path:
         """Where the volume is, for this user of it."""
-        raise NotImplementedError
 
-    def unmount(self, name: str, user: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def unmount(self, name: str, user: str) -> None: ...
 
-    def delete(self, name: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def delete(self, name: str) -> None: ...
 
 
 class Csi(Driver):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -134,7 +135,8 @@ class MemoryBucket(Bucket[MemorySettings]):
             self.mine.objects.pop(one.key, None)
 
     def configure(self, parameters: ObjectParameters) -> None:
-        self.mine.frozen = parameters.frozen  # type: ignore[attr-defined]
+        assert isinstance(parameters, MemoryParameters)
+        self.mine.frozen = parameters.frozen
 
     def modify(self, fields: Mapping[str, Any]) -> None:
         self.mine.frozen = fields["frozen"]
@@ -414,7 +416,7 @@ def test_a_count_is_bounded_and_kept_for_a_while(world: World, monkeypatch: pyte
     now[0] = 61.0
     assert cache.get("a", lambda: count("a")).total == 2
     for id_ in "bc":  # b takes the second place, c takes that of a
-        cache.get(id_, lambda id_=id_: count(id_))  # type: ignore[misc]
+        cache.get(id_, partial(count, id_))
     assert cache.get("a", lambda: count("a")).total == 5
     assert counted == ["a", "a", "b", "c", "a"]
     with pytest.raises(Unavailable):

@@ -80,7 +80,7 @@ def _describe(parser: argparse.ArgumentParser) -> None:
         if action.dest == "backend" and action.choices is None:
             action.choices = _backends()
         if action.metavar in _PATHS:
-            action.complete = _PATHS[action.metavar]  # type: ignore[attr-defined]
+            vars(action)["complete"] = _PATHS[action.metavar]  # read by shtab
 
 
 def _backends() -> list[str]:

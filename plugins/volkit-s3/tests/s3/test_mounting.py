@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -193,8 +194,9 @@ def test_the_server_is_killed_in_the_middle_of_a_write(rgw: Rgw, tmp_path: Path,
     pod, content = world.publish(name), os.urandom(MIB) * 256
     with ThreadPoolExecutor(1) as thread:
         writing = thread.submit(error_of, lambda: (pod / "big").write_bytes(content))
-        uploads = lambda: plain.list_multipart_uploads(Bucket=name).get("Uploads")  # noqa: E731
-        wait_until(uploads, "nothing reaches the server")
+        wait_until(
+            lambda: plain.list_multipart_uploads(Bucket=name).get("Uploads"), "nothing reaches the server"
+        )
         rgw.kill()
         rgw.start()
         refused = writing.result(timeout=240)
@@ -231,7 +233,7 @@ def test_an_outage_is_an_error_and_ends(rgw: Rgw, tmp_path: Path) -> None:
             assert seconds < 120, "an outage is no error after two minutes"
     rgw.start()
     for pod in pods:
-        wait_until(lambda pod=pod: works(pod), "the mount does not recover")  # type: ignore[misc]
+        wait_until(partial(works, pod), "the mount does not recover")
         assert (pod / "before").read_text() == "kept"
     for world in worlds.values():
         world.unpublish(name)

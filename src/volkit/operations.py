@@ -18,7 +18,6 @@ from attrs import frozen
 
 from volkit import interfaces, model, requests
 from volkit.interfaces import Mixin
-from volkit.model import Value
 
 
 class State(enum.IntEnum):
@@ -51,11 +50,11 @@ class Lock(enum.Enum):
     NONE = "nothing"
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class Operation(Value):
-    """One row. `method` is what the backend's class must have for it ("" where volkit does it alone), `mixin`
-    the capability it takes, `without` one that rules it out. `before` and `after` are the states it leads
-    from and to (None: it stays); `undo` names the operation that leads back.
+@frozen(kw_only=True, eq=False)
+class Operation:
+    """One row, equal to itself alone. `method` is what the backend's class must have for it ("" where volkit does
+    it alone), `mixin` the capability it takes, `without` one that rules it out. `before` and `after` are the
+    states it leads from and to (None: it stays); `undo` names the operation that leads back.
     """
 
     name: str

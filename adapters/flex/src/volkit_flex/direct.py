@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from volkit_flex import lazy, wire
+from volkit_flex import kept, lazy, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class _Out:
         os.close(self._stdout)
 
     def end(self, answer: Answer) -> NoReturn:
-        """Answer. A call that hangs goes on under its lock, without anybody who waits for it."""
+        """Answer, and keep what was read for it. A call that hangs goes on under its lock, without anybody who waits
+        for it.
+        """
         self._say(answer)
         code = wire.exit_code(answer)
         close = getattr(self.engine, "close", None)
@@ -68,6 +70,7 @@ class _Out:
             os.kill(int(self._launcher), signal.SIGUSR1)
             while close(60.0):
                 pass
+        kept.keep()
         os._exit(code)
 
 
@@ -81,6 +84,7 @@ def _answer(config: str, words: list[str], out: _Out) -> Answer:
     settings = json.loads(config)
     _log_to(settings)
     lazy.annotate_no_converters()
+    lazy.compile_methods_later()
     from volkit_flex.opening import open_service
 
     service = open_service(settings)

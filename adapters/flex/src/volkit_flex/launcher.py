@@ -64,6 +64,8 @@ _BOOT = """\
 import os, sys
 try:
     sys.path += {path}
+    from volkit_flex import kept
+    kept.use({modules!r})
     from volkit_flex.direct import main
 except BaseException as error:
     os.write(1, ('{{"status":"Failure","message":"the driver cannot start (%s): install it again"}}\\n'
@@ -111,7 +113,7 @@ def direct(
     path: Sequence[str],
 ) -> str:
     """A launcher that starts `python` for each call, with `path` as its module path."""
-    boot = _BOOT.format(path=list(path))
+    boot = _BOOT.format(path=list(path), modules=f"{settings['state_dir']}/flex.modules")
     missing = f"{python} is not there any more: install the driver again"
     return _head("direct", name, version, init, settings) + _DIRECT.format(
         python=shlex.quote(python),

@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from volkit.errors import FailedPrecondition, InUse, InvalidArgument, NotFound
-from volkit.host import _block, devices, loop, mounts
+from volkit.host import _block, devices, filesystems, loop, mounts
 
 pytestmark = pytest.mark.root
 
@@ -168,7 +169,9 @@ def test_a_missing_device_node_is_made(tmp_path: Path, attach: Attach) -> None:
 
 def test_a_device_number_above_a_thousand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control = os.open(loop.CONTROL, os.O_RDWR)
-    number = 1500 + os.getpid() % 1000
+    number = next(
+        one for one in count(1500 + os.getpid() % 1000) if not Path(f"/sys/block/loop{one}").exists()
+    )
     fcntl.ioctl(control, 0x4C80, number)  # LOOP_CTL_ADD
     device = f"/dev/loop{number}"
     monkeypatch.setattr(loop, "_free_device", lambda control: device)
@@ -276,6 +279,30 @@ def test_detach_of_a_mounted_device_is_refused_and_undone(tmp_path: Path, attach
         assert not found.autoclear
     finally:
         mounts.unmount(str(point))
+    assert loop.detach(device)
+
+
+def test_a_mount_in_another_namespace_is_named(tmp_path: Path, attach: Attach) -> None:
+    """As of a container that started while the volume was mounted, and has a copy of the mount."""
+    device = attach(image(tmp_path, 8 * MIB))
+    subprocess.run(["mkfs.ext4", "-q", device], check=True)
+    point = tmp_path / "here"
+    point.mkdir()
+    mounts.mount(device, str(point), "ext4", [])
+    words = ["unshare", "--mount", "sh", "-c", "echo ready; exec sleep 60"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout
+            other.stdout.readline()
+            mounts.unmount(str(point))
+            named = rf"a mount at {point} in the mount namespace of pid \d+ \("
+            with pytest.raises(InUse, match=named):
+                loop.detach(device)
+            with pytest.raises(InUse, match=named):
+                filesystems.check(device, "ext4")
+        finally:
+            other.kill()
+    filesystems.check(device, "ext4")  # waits until the kernel has taken that mount down
     assert loop.detach(device)
 
 

@@ -180,12 +180,16 @@ def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> str:
     )
 
 
-def users(device_number: tuple[int, int]) -> str:
-    """Who claims the device, as far as can be seen from here: "" or " by a mount at /x, dm-0"."""
-    from volkit.host import mounts
+def users(device_number: tuple[int, int], *, everywhere: bool = False) -> str:
+    """Who claims the device, as far as can be seen from here: "" or " by a mount at /x, dm-0". `everywhere`: where
+    there is nobody, the mounts of all other namespaces are looked through, which takes a while.
+    """
+    from volkit.host import mounts, namespaces
 
     found = [f"a mount at {mount.mount_point}" for mount in mounts.mounts(device=device_number)]
     found += holders(device_number)
+    if everywhere and not found:
+        found = namespaces.users_elsewhere(device_number)
     return f" by {', '.join(found[:3])}" if found else ""
 
 

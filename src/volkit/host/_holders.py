@@ -24,7 +24,7 @@ def holders(target: str, *, limit: int = 3) -> list[str]:
         if len(found) >= limit or time.monotonic() > until:
             break
         if any(link == target or link.startswith(target + "/") for link in _links(pid)):
-            found.append(f"pid {pid} ({_name(pid)})")
+            found.append(f"pid {pid} ({process_name(pid)})")
     return found[:limit]
 
 
@@ -42,7 +42,8 @@ def _links(pid: str) -> Iterator[str]:
             continue
 
 
-def _name(pid: str) -> str:
+def process_name(pid: str) -> str:
+    """What the process is called; "?" where it is gone."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             return file.read().strip()

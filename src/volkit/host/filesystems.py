@@ -155,8 +155,9 @@ def _require_unused(descriptor: int, device: str, refused: str) -> None:
             with process.starting:
                 os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
         except OSError as error:
-            users = _block.users(_block.number(descriptor))
-            if users or error.errno != errno.EBUSY or time.monotonic() > end:
+            number = _block.number(descriptor)
+            if _block.users(number) or error.errno != errno.EBUSY or time.monotonic() > end:
+                users = _block.users(number, everywhere=True)
                 raise refusal(error, f"{device} is in use{users}, {refused}") from error
             time.sleep(0.02)
         else:

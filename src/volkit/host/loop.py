@@ -255,7 +255,7 @@ def _refuse_busy(device: str, expect: Mapping[str, str] | None, busy: InUse) -> 
     with _block.opened(device) as descriptor:
         if not _attached_as_expected(descriptor, device, expect):
             return False
-        users = _block.users(_block.number(descriptor))
+        users = _block.users(_block.number(descriptor), everywhere=True)
     raise InUse(f"{device} is in use{users}; unmount or close it first") from busy
 
 

@@ -9,11 +9,13 @@ namespaces.count_holders("/var/lib/acme/mounts/v1", taken)  # how many container
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
+from volkit.host._holders import process_name
 from volkit.host.mounts import Mount, mount_at, parse_mountinfo
 
 _HOST_PIDS = "pid:[4026531836]"  # include/linux/proc_ns.h, PROC_PID_INIT_INO
@@ -32,21 +34,39 @@ def can_see_everybody() -> bool:
 
 def mounts_elsewhere() -> Elsewhere:
     """The mounts of each mount namespace that is not this process's, read through one process of it."""
-    seen = {os.readlink("/proc/self/ns/mnt")}
     found: dict[tuple[int, int], list[list[Mount]]] = {}
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(OSError):
-            namespace = os.readlink(f"/proc/{name}/ns/mnt")
-            if namespace in seen:
-                continue
-            table = parse_mountinfo(Path(f"/proc/{name}/mountinfo").read_bytes())
-            seen.add(namespace)
-            devices: dict[tuple[int, int], list[Mount]] = {}
-            for mount in table:
-                devices.setdefault(mount.device, []).append(mount)
-            for device, mounts in devices.items():
-                found.setdefault(device, []).append(mounts)
+    for _, table in _other_tables():
+        devices: dict[tuple[int, int], list[Mount]] = {}
+        for mount in table:
+            devices.setdefault(mount.device, []).append(mount)
+        for device, mounts in devices.items():
+            found.setdefault(device, []).append(mounts)
     return found
+
+
+def _other_tables() -> Iterator[tuple[str, list[Mount]]]:
+    """Each other mount namespace's table, with the process that it was read through."""
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace not in seen:
+                table = parse_mountinfo(Path(f"/proc/{pid}/mountinfo").read_bytes())
+                seen.add(namespace)
+                yield pid, table
+
+
+def users_elsewhere(device: tuple[int, int], *, limit: int = 3) -> list[str]:
+    """Up to `limit` phrases such as "a mount at /x in the mount namespace of pid 812 (bash)": where a device is mounted
+    that looks unused from here. Empty where nobody is found, as in a pid namespace of one's own.
+    """
+    found = (
+        f"a mount at {mount.mount_point} in the mount namespace of pid {pid} ({process_name(pid)})"
+        for pid, table in _other_tables()
+        for mount in table
+        if mount.device == device
+    )
+    return list(islice(found, limit))
 
 
 def count_holders(path: str, elsewhere: Elsewhere, *, copies: Sequence[str] = ()) -> int:

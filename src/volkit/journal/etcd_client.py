@@ -8,6 +8,7 @@ on, `cert` and `key` (files) identify the client, `ttl` is how many seconds a le
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ ATTEMPT_SECONDS = 2.0
 PATIENCE_SECONDS = 5.0
 """After this no further endpoint is tried: a call ends within the sum of both."""
 _PAUSE_SECONDS = 0.1
+_UNVERIFIED = re.compile(r"certificate verify failed: ([^()]+) \(_ssl")
 _TTL_SECONDS = 15
 _OPTIONS = ("user", "password-file", "ca", "cert", "key", "ttl")
 
@@ -251,8 +253,9 @@ def _status(error: Any) -> tuple[int, str]:
 
 def _transport(text: str) -> str:
     """Why a connection failed, in the words of a person; the library's own text is a nest of reprs."""
+    if refused := _UNVERIFIED.search(text):
+        return f"its certificate is not accepted ({refused[1]}): see ca="
     for part, plain in (
-        ("CERTIFICATE_VERIFY_FAILED", "its certificate is not accepted: see ca="),
         ("CERTIFICATE_REQUIRED", "it wants a client certificate: see cert= and key="),
         ("bad certificate", "it does not accept the client certificate: see cert= and key="),
         ("Connection refused", "connection refused"),

@@ -99,10 +99,10 @@ class SqliteJournal(Journal):
             os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
             with suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
-            self._writer = opened.enter_context(closing(self._connect()))
+            self._writer = self._connect(opened)
             self._prepare(self._writer)
             self._check(self._writer)
-            self._reader = opened.enter_context(closing(self._connect()))
+            self._reader = self._connect(opened)
             self._log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             self._inode = os.stat(self.path).st_ino
         except (OSError, sqlite3.OperationalError) as error:  # no room, no permission, locked
@@ -158,11 +158,12 @@ class SqliteJournal(Journal):
             aside,
         )
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, opened: ExitStack) -> sqlite3.Connection:
         # autocommit (isolation_level None): transactions begin where this file says BEGIN and nowhere else
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
+        opened.enter_context(closing(connection))
         connection.execute("PRAGMA cache_size = -512")
         return connection
 

@@ -16,6 +16,7 @@ from typing import Any
 from volkit import requests as r
 from volkit.engine import Engine
 from volkit.errors import NotFound
+from volkit.host import paths
 from volkit.lifecycle import plan
 from volkit.model import EMPTY, NO_SECRETS, Capability, Secrets
 from volkit.operations import State
@@ -67,13 +68,16 @@ def up(
         engine.run(step, request, call)
 
 
-def down(engine: Engine, volume_id: str, *, target: str, staging: str, call: r.Call) -> None:
-    """From PUBLISHED at `target` to CREATED. What is undone already, or gone, is success. Raises InUse where the
-    volume is published at another target too, after it was unpublished from this one.
+def down(
+    engine: Engine, volume_id: str, *, target: str, staging: str, keep_target: bool = False, call: r.Call
+) -> None:
+    """From PUBLISHED at `target` to CREATED. What is undone already, or gone, is success. The target itself goes last,
+    unless it is to be kept: while it is there, not all is undone. Raises InUse where the volume is published at another
+    target too, or held by somebody else, after it was unpublished from this one.
     """
     for step in steps(engine, State.PUBLISHED, State.CREATED):
         if step == "node_unpublish":
-            request: Any = r.NodeUnpublishRequest(volume_id=volume_id, target_path=target)
+            request: Any = r.NodeUnpublishRequest(volume_id=volume_id, target_path=target, keep_target=True)
         elif step == "node_unstage":
             request = r.NodeUnstageRequest(volume_id=volume_id, staging_target_path=staging)
         else:
@@ -83,3 +87,5 @@ def down(engine: Engine, volume_id: str, *, target: str, staging: str, call: r.C
             engine.run(step, request, call)
     with suppress(OSError):
         os.rmdir(staging)
+    if not keep_target:
+        paths.remove_target(target)

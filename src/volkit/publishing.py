@@ -20,7 +20,7 @@ from volkit.errors import (
 from volkit.host import devices, mounts, ownership, paths
 from volkit.journal import Delete, Put, key
 from volkit.journal.records import quarantined
-from volkit.model import BlockConnection, Connection, FuseConnection
+from volkit.model import AccessMode, BlockConnection, Connection, FuseConnection
 from volkit.node_state import (
     NodeState,
     from_record,
@@ -191,6 +191,10 @@ class Publishing:
             raise FailedPrecondition(
                 f"volume {request.volume_id!r} is not staged at {request.staging_target_path}: stage it first"
             )
+        if AccessMode(record["capability"][0]).read_only and not _read_only(request):
+            raise FailedPrecondition(
+                f"volume {request.volume_id!r} is staged read-only on this node: it can be written once its readers end"
+            )
         if is_raw(record) != request.capability.block:
             raise FailedPrecondition(
                 f"volume {request.volume_id!r} is staged as {record['capability'][1]}: publish it so"
@@ -227,7 +231,9 @@ class Publishing:
                 record = self._state.record(target_key)
                 if record is None and mounts.is_mount_point(request.target_path):
                     self._refuse_foreign(request)
-                self._unpublish(target_key, record, request.volume_id, request.target_path)
+                self._unpublish(
+                    target_key, record, request.volume_id, request.target_path, keep=request.keep_target
+                )
         except Aborted:
             if held or not self._cancel_publish(target_key, request):
                 raise
@@ -246,18 +252,26 @@ class Publishing:
             "volume %r: a publish at %s hangs and is cancelled", request.volume_id, request.target_path
         )
         mounts.unmount(request.target_path)
-        paths.remove_target(request.target_path)
+        if not request.keep_target:
+            paths.remove_target(request.target_path)
         return True
 
     def _unpublish(
-        self, target_key: str, record: Mapping[str, Any] | None, volume_id: str, path: str
+        self,
+        target_key: str,
+        record: Mapping[str, Any] | None,
+        volume_id: str,
+        path: str,
+        *,
+        keep: bool = False,
     ) -> None:
         """Under the target's lock."""
         connection = recorded_connection(record) if self._state.per_pod else None
         if connection is not None:
             self._state.drain(volume_id, connection)
         unmount(path, connection)
-        paths.remove_target(path)
+        if not keep:
+            paths.remove_target(path)
         if record is not None and self._state.per_pod:
             self._state.journal.write(Put(target_key, {**record, "state": "unpublishing"}), durable=False)
             self._state.disconnect(volume_id, connection)

@@ -371,10 +371,13 @@ class NodePublishRequest(Value):
 
 @frozen(kw_only=True, eq=False, repr=False)
 class NodeUnpublishRequest(Value):
-    """CSI NodeUnpublishVolume."""
+    """CSI NodeUnpublishVolume. `keep_target`: what is at the target stays there without the mount, for a platform that
+    asks again only while it is there.
+    """
 
     volume_id: str
     target_path: str
+    keep_target: bool = False
 
 
 @frozen(kw_only=True, eq=False, repr=False)

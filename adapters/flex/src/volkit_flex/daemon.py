@@ -70,10 +70,11 @@ class Daemon:
         draft.write_text(f"{os.getpid()} {started(os.getpid())}\n")
         draft.rename(self.directory / SERVES)
 
-    def register(self) -> None:
-        """See `Volumes.register`."""
+    def prepare(self) -> None:
+        """Tell the controller's side of this node, and finish what another daemon left."""
         service = self._services["attach"]
         service.volumes.register(service.limits())
+        service.finish_left()
 
     def serve(self) -> None:
         """Answer calls until `stop`, or SIGTERM or SIGINT."""

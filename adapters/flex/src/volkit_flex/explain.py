@@ -41,7 +41,7 @@ def explain(settings: Mapping[str, Any], words: list[str], *, as_json: bool) -> 
     call = wire.read(words)
     engine = open_engine(settings)
     try:
-        secrets = secret_values(call.options)
+        secrets = secret_values(call.options, engine.backend)
         with hiding(*secrets):
             found = explained(Service(engine, attaches=settings["attaches"]), call)
     finally:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,11 +57,9 @@ def install(path: Path, text: str) -> dict[str, Any]:
     made = not path.parent.exists()
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with open(
-            os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700), "w", encoding="ascii"
-        ) as file:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700), "wb") as file:
             os.fchmod(file.fileno(), 0o700)
-            file.write(text)
+            file.write(os.fsencode(text))
             file.flush()
             os.fsync(file.fileno())
         answer = checked(draft)
@@ -68,9 +67,11 @@ def install(path: Path, text: str) -> dict[str, Any]:
     except OSError as error:
         raise FailedPrecondition(f"{path} cannot be written: {error.strerror}") from None
     finally:
-        draft.unlink(missing_ok=True)
-        if made and not path.exists() and path.parent.exists():
-            path.parent.rmdir()
+        with suppress(OSError):
+            draft.unlink()
+        if made and not path.exists():
+            with suppress(OSError):
+                path.parent.rmdir()
     return answer
 
 
@@ -93,9 +94,10 @@ def uninstall(path: Path) -> None:
     _refuse_foreign(path)
     try:
         path.unlink()
-        path.parent.rmdir()
     except OSError as error:
-        raise FailedPrecondition(f"{error.filename} cannot be removed: {error.strerror}") from None
+        raise FailedPrecondition(f"{path} cannot be removed: {error.strerror}") from None
+    with suppress(OSError):  # something else is in it
+        path.parent.rmdir()
 
 
 def installed(path: Path) -> dict[str, Any]:
@@ -114,17 +116,24 @@ def installed(path: Path) -> dict[str, Any]:
 
 
 def _refuse_foreign(path: Path) -> None:
-    if path.exists() and launcher.MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        raise FailedPrecondition(f"{path} is a driver of somebody else: it stays; take another name")
+    if path.exists() and (
+        not path.is_file() or launcher.MARK not in path.read_text(encoding="utf-8", errors="replace")
+    ):
+        raise FailedPrecondition(f"{path} is somebody else's: it stays; take another name")
 
 
 def module_path(modules: Sequence[str]) -> list[str]:
-    """The directories that an interpreter without site-packages needs to import these modules, and what they import."""
+    """The directories that an interpreter without site-packages needs to import these modules, and what they import;
+    not where the installer happened to be started, nor where its script is.
+    """
     standard = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+    here = {os.getcwd(), os.path.dirname(os.path.abspath(sys.argv[0]))}
     own = [
         one
         for one in sys.path
-        if os.path.isdir(one) and not any(one == s or _in_dynload(one, s) for s in standard)
+        if os.path.isdir(one)
+        and os.path.abspath(one) not in here
+        and not any(one == s or _in_dynload(one, s) for s in standard)
     ]
     roots = [str(Path(str(__import__(name).__file__)).resolve().parent.parent) for name in modules]
     return list(dict.fromkeys(os.path.abspath(one) for one in (*roots, *own)))

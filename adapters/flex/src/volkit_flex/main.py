@@ -140,8 +140,10 @@ def _add_own(parser: Parser, command: str) -> None:
         )
     if command == "serve":
         volkit.arguments.add_serving_arguments(parser)
-    if command == "uninstall":
-        parser.add_argument("--force", action="store_true", help="also while volumes are mounted by it")
+    if command in ("install", "uninstall"):
+        parser.add_argument(
+            "--force", action="store_true", help="also while volumes are mounted by what is installed"
+        )
     if command == "explain":
         parser.add_argument(
             "words", nargs="+", metavar="CALL", help="a call with its arguments, as kubelet makes it"
@@ -233,6 +235,8 @@ def _install(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
     backend = fixed if fixed is not None else volkit.load_backend(args.backend)
     _refuse_stored_secrets(backend, args.option)
     path = _place(args, args.driver or backend.name)
+    if not args.force:
+        _refuse_to_orphan(path, settings)
     engine = open_engine(settings)  # what is wrong with the settings shows now, and not when a pod waits
     try:
         service = Service(engine, attaches=settings["attaches"])
@@ -258,6 +262,21 @@ def _install(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
     forms = "attach" if settings["attaches"] else "no attach"
     print(f"  {forms}, {'growth by expandfs' if expands else 'no growth'}, --mode {args.mode}")
     return 0
+
+
+def _refuse_to_orphan(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raises FailedPrecondition where another driver is installed there, and volumes are mounted by it."""
+    from volkit_flex import install
+
+    if not path.is_file():
+        return
+    old = install.installed(path)
+    same = all(old.get(one) == settings[one] for one in ("backend", "state_dir", "attaches"))
+    if not same and (used := _mounted(old)):
+        raise FailedPrecondition(
+            f"volumes are mounted by what is installed at {path} now (state in {old['state_dir']}), such as at {used}, "
+            "and the new driver would not know them: end their pods first, or give --force"
+        )
 
 
 def _uninstall(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
@@ -303,7 +322,7 @@ def _serve(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
     engine = open_engine(settings)
     try:
         daemon = Daemon(engine, _run_dir(args, settings))
-        daemon.register()
+        daemon.prepare()
         daemon.start()
         engine.watch()
         try:

@@ -30,7 +30,8 @@ _CREDENTIAL = re.compile(
     r"(?:access|secret|private|account|api)[-_]?(?:access[-_]?)?key(?:[-_]?id)?|pass(?:word|phrase|wd)?|secret|(?:\w+[-_]?)?token",
     re.IGNORECASE,
 )
-_PODS = re.compile(r"/pods/([^/]+)/volumes/[^/]+/([^/]+)/?\Z")
+_PODS = re.compile(r"/pods/([^/]+)/volumes/[^/]+/([^/]+)\Z")
+_DEVICES = re.compile(r"/plugins/kubernetes\.io/flexvolume/.+/mounts/([^/]+)\Z")
 
 
 @frozen(kw_only=True)
@@ -105,8 +106,9 @@ def read_options(call: Callout, backend: type[Backend[Any, Any]], *, attaches: b
     )
 
 
-def secret_values(options: Mapping[str, str]) -> tuple[str, ...]:
+def secret_values(options: Mapping[str, str], backend: type[Backend[Any, Any]]) -> tuple[str, ...]:
     """What must never be shown of a call's options, before they are read: also what is wrong in them."""
+    theirs = {spelling for one in declared(backend.parameters) if one.secret for spelling in one.spellings}
     values = []
     for key, value in options.items():
         if key.startswith(_SECRET):
@@ -115,7 +117,7 @@ def secret_values(options: Mapping[str, str]) -> tuple[str, ...]:
                 values.append(_decoded(value))
             except ValueError:
                 continue
-        elif _CREDENTIAL.fullmatch(key):
+        elif key in theirs or _CREDENTIAL.fullmatch(key):
             values.append(value)
     return tuple(filter(None, values))
 
@@ -161,11 +163,14 @@ def _check_place(call: Callout) -> None:
     """Options that a user writes override Kubernetes' own keys (pkg/volume/flexvolume): where kubelet's path tells
     whose volume it is, it is believed. Raises InvalidArgument where they differ.
     """
-    place = _PODS.search(os.path.normpath(call.path)) if call.path else None
-    if place is None:
-        return
-    for key, real in ((POD_UID, place[1]), (NAME, place[2])):
+    path = os.path.normpath(call.path) if call.path else ""
+    told: dict[str, str] = {}
+    if place := _PODS.search(path):
+        told = {POD_UID: place[1], NAME: place[2]}
+    elif place := _DEVICES.search(path):
+        told = {NAME: place[1]}
+    for key, real in told.items():
         if call.options.get(key, real) != real:
             raise InvalidArgument(
-                f"option {key!r} is {call.options[key][:64]!r}, and the pod's directory says {real!r}"
+                f"option {key!r} is {call.options[key][:64]!r}, and kubelet's directory says {real!r}"
             )

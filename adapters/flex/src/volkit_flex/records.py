@@ -1,8 +1,11 @@
 """What the driver has to remember between its calls, since each call tells only a part.
 
     flex-pv/<PV>        {"volume", "nodes"}     on the controller's side: what `detach` finds its volume by
-    flex-device/<PV>    {"volume", "path", "publish_context", "volume_context"}   mounted on this node by mountdevice
-    flex-path/<path>    {"volume", "name", "staging", "ephemeral"}                mounted on this node, for unmount
+    flex-device/<PV>    {"volume", "wanted", "path", "publish_context", "volume_context"}   mounted by mountdevice on
+                                                this node; "wanted" is what the options called it
+    flex-path/<path>    {"volume", "staging", "ephemeral"}   mounted on this node: by mountdevice where "staging" is "",
+                                                else by mount, from there
+    flex-open/<path>    {"tried"}               a call that mounts or unmounts there began, and has not ended
     flex-node/<node>    {"node_id"}             a node's name with what it told of itself, for a journal that is shared
 
 Each is written before the act that it stands for.
@@ -19,6 +22,7 @@ from volkit.journal import Delete, Put, key
 PV: Final = "flex-pv"
 DEVICE: Final = "flex-device"
 PATH: Final = "flex-path"
+OPEN: Final = "flex-open"
 NODE: Final = "flex-node"
 
 
@@ -42,6 +46,24 @@ class Records:
         """Gone, now or already."""
         if self._journal.get(key(kind, name)) is not None:
             self._journal.write(Delete(key(kind, name)), durable=False)
+
+    def begin(self, path: str, value: Mapping[str, Any]) -> None:
+        """A call begins that mounts at `path` what `value` tells of, or unmounts it."""
+        new = self.get(PATH, path) != value
+        record, mark = Put(key(PATH, path), value), Put(key(OPEN, path), {"tried": 0.0})
+        self._journal.write(*((record, mark) if new else (mark,)), durable=new)
+
+    def try_again(self, path: str, now: float) -> None:
+        """A call that was cut short is tried once more."""
+        self._journal.write(Put(key(OPEN, path), {"tried": now}), durable=False)
+
+    def mounted(self, path: str) -> None:
+        """The call has ended, and something is mounted."""
+        self._journal.write(Delete(key(OPEN, path)), durable=False)
+
+    def unmounted(self, path: str) -> None:
+        """The call has ended, and nothing is mounted."""
+        self._journal.write(Delete(key(OPEN, path)), Delete(key(PATH, path)), durable=False)
 
     def all(self, kind: str) -> dict[str, Mapping[str, Any]]:
         """Every record of a kind, by name."""

@@ -141,7 +141,9 @@ def _detach(engine: Engine, request: Any) -> list[str] | None:
 def _stage(engine: Engine, request: Any) -> list[str] | None:
     if not _has_place(request, request.staging_target_path) or not _can_say(engine, request):
         return None
-    attachment = token.Attachment(request.volume_id, request.publish_context, request.volume_context)
+    attachment = token.Attachment(
+        request.volume_id, request.volume_id, request.publish_context, request.volume_context
+    )
     return ["mountdevice", request.staging_target_path, token.encode(attachment), _options(request)]
 
 

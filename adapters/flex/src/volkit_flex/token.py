@@ -1,8 +1,9 @@
 """What `attach` answers as the device: where the volume was attached, carried by Kubernetes to the node.
 
-`volkit:vol-1?p.lun=3&c.firstFormat=true` holds the volume's id, its publish context (p.) and volume context (c.). The
-device itself is known only on the node, and is looked for there by its identity; kubelet takes any text (CSI's own
-attacher gives it no device either), hands it to waitforattach and mountdevice, and shows it in the node's status.
+`volkit:vol-1?n=data&p.lun=3&c.firstFormat=true` holds the volume's id, what the options called it (n), its publish
+context (p.) and volume context (c.). The device itself is known only on the node, and is looked for there by its
+identity; kubelet takes any text (CSI's own attacher gives it no device either), hands it to waitforattach and
+mountdevice, and shows it in the node's status.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ _SCHEME = "volkit:"
 
 @frozen
 class Attachment:
-    """A volume as it was attached; no secrets in it."""
+    """A volume as it was attached; no secrets in it. `wanted` is what the options called it, "" where nobody knows."""
 
     volume_id: str
+    wanted: str
     publish_context: Mapping[str, str]
     volume_context: Mapping[str, str]
 
@@ -31,7 +33,8 @@ class Attachment:
 def encode(attachment: Attachment) -> str:
     """The text for Kubernetes."""
     contexts = (("p", attachment.publish_context), ("c", attachment.volume_context))
-    facts = [
+    facts = [("n", attachment.wanted)] if attachment.wanted else []
+    facts += [
         (f"{letter}.{key}", value) for letter, context in contexts for key, value in sorted(context.items())
     ]
     return _SCHEME + quote(attachment.volume_id, safe="") + (f"?{urlencode(facts)}" if facts else "")
@@ -44,10 +47,10 @@ def decode(device: str) -> Attachment | None:
     if device.startswith(_SCHEME):
         name, _, query = device.removeprefix(_SCHEME).partition("?")
         facts = parse_qsl(query, keep_blank_values=True)
-        if not name or any(key[:2] not in ("p.", "c.") for key, _ in facts):
+        if not name or any(key != "n" and key[:2] not in ("p.", "c.") for key, _ in facts):
             raise InvalidArgument("the device is not what attach answered: it is cut short or changed")
         contexts = {letter: {k[2:]: v for k, v in facts if k[0] == letter} for letter in "pc"}
-        return Attachment(unquote(name), contexts["p"], contexts["c"])
+        return Attachment(unquote(name), dict(facts).get("n", ""), contexts["p"], contexts["c"])
     if not device:
         return None
     if not device.startswith("/"):

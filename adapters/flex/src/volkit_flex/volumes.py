@@ -16,6 +16,7 @@ from volkit import (
     AccessMode,
     Call,
     Capability,
+    CapacityRange,
     Engine,
     NotFound,
     Secrets,
@@ -127,6 +128,16 @@ class Volumes:
             raise NotFound(f"there is no volume {options.volume!r}")
         return found
 
+    def grow(self, volume_id: str, call: Callout, limits: Call) -> int:
+        """In the backend. Returns its size in bytes."""
+        request = volkit.ExpandVolumeRequest(
+            volume_id=volume_id,
+            capacity_range=CapacityRange(required=call.new_size),
+            secrets=self.options(call).secrets,
+        )
+        size: int = self.engine.run("expand_volume", request, limits).capacity
+        return size
+
     def attachment(self, call: Callout, options: Options, limits: Call) -> Attachment:
         """What attach answered; else, of a driver before this one, what the storage says."""
         attachment = token.decode(call.device)
@@ -134,7 +145,7 @@ class Volumes:
             return attachment
         volume_id, context = self.resolve(options, limits)
         published = self.attach(volume_id, context, self.engine.node_id, options, limits)
-        return Attachment(volume_id, published, context)
+        return Attachment(volume_id, options.volume, published, context)
 
     def attach(
         self, volume_id: str, context: Mapping[str, str], node: str, options: Options, limits: Call

@@ -92,6 +92,14 @@ def read(words: Sequence[str]) -> Callout:
 def _text(field: str, text: str) -> str:
     if not text or "\0" in text:
         raise InvalidArgument(f"{field} is empty: give the {field}'s name")
+    return _unicode(field, text)
+
+
+def _unicode(field: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{field} is not valid UTF-8") from None
     return text
 
 
@@ -104,7 +112,7 @@ def _path(field: str, text: str) -> str:
         or not any(part not in ("", ".") for part in parts)
     ):
         raise InvalidArgument(f"{field} {text[:_SHOWN]!r} is not an absolute path without '..'")
-    if len(text.encode("utf-8", "surrogateescape")) > _MAX_PATH:
+    if len(_unicode(field, text).encode()) > _MAX_PATH:
         raise InvalidArgument(f"{field} has more than {_MAX_PATH} bytes")
     return text
 
@@ -144,6 +152,7 @@ def _options(field: str, text: str) -> dict[str, str]:
             )
         if "\0" in value or "\0" in key or not key:
             raise InvalidArgument(f"option {key[:_SHOWN]!r} has a NUL character, or no name")
+        _unicode(f"option {key[:_SHOWN]!r}", key + value)
     return found
 
 
@@ -155,7 +164,7 @@ def _sort(value: object) -> str:
 _READERS = {
     "options": _options,
     "path": _path,
-    "device": lambda field, text: text,
+    "device": _unicode,
     "node": _text,
     "name": _text,
     "new_size": _size,

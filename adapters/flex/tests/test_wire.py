@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from volkit import ERRORS, InvalidArgument, NotFound, Unsupported, VolkitError
 from volkit_flex import token, wire
+from volkit_flex.node_calls import device_mount_path
 from volkit_flex.options import Options, read_options, secret_values
-from volkit_flex.service import device_mount_path
 from volkit_flex.token import Attachment
 from volkit_loop.backend import LoopBackend
 
@@ -95,7 +95,7 @@ def test_secrets_come_from_both_places_and_are_masked() -> None:
     assert read.parameters == {"preallocate": "true"}
     assert "hunter2" not in repr(read)
     assert not any("secret" in key for key in read.metadata)
-    assert set(secret_values(given)) == {"dTE=", "u1", "hunter2"}
+    assert set(secret_values(given, LoopBackend)) == {"dTE=", "u1", "hunter2"}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_the_pods_directory_is_believed() -> None:
     st.dictionaries(st.text(min_size=1), st.text()),
 )
 def test_a_device_tells_again_what_attach_gave(volume_id: str, context: dict[str, str]) -> None:
-    made = Attachment(volume_id, context, {"firstFormat": "true"})
+    made = Attachment(volume_id, "data", context, {"firstFormat": "true"})
     assert token.decode(token.encode(made)) == made
 
 

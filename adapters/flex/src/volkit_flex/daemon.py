@@ -32,6 +32,7 @@ _NAME = re.compile(r"\d{1,10}\.\d{1,20}")
 _MAX_CALL = 4 << 20  # the kernel takes 2 MiB of arguments
 _LOOK_SECONDS = 1.0  # between two looks whether a caller still lives
 _GRACE_SECONDS = 30.0
+_IDLE_SECONDS = 60.0  # after which it looks for what is left of calls that were cut short
 
 _log = logging.getLogger("volkit.flex")
 
@@ -84,7 +85,9 @@ class Daemon:
         poll.register(self._calls, select.POLLIN)
         poll.register(self._wake[0], select.POLLIN)
         rest = b""
-        while self._wake[0] not in (ready := dict(poll.poll())):
+        while self._wake[0] not in (ready := dict(poll.poll(_IDLE_SECONDS * 1000))):
+            if not ready:
+                self._pool.submit(self._services["attach"].finish_left)
             if self._calls in ready:
                 *names, rest = (rest + os.read(self._calls, 1 << 16)).split(b"\n")
                 for name in names:

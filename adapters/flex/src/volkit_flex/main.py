@@ -342,9 +342,13 @@ def _explain(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
 
 
 def _migrate(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
+    from volkit_flex.install import spelled
     from volkit_flex.migrate import migrate
 
-    return migrate(settings_of(args, fixed), args.files, csi_driver=args.csi_driver, name=args.name)
+    flex = spelled(args.vendor, args.driver) if args.driver else ""
+    return migrate(
+        settings_of(args, fixed), args.files, flex_driver=flex, csi_driver=args.csi_driver, name=args.name
+    )
 
 
 _COMMANDS: Final[Mapping[str, Callable[[Namespace, type[Backend[Any, Any]] | None], int]]] = {

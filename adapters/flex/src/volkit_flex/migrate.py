@@ -21,14 +21,23 @@ _KEPT = (
     "accessModes",
     "persistentVolumeReclaimPolicy",
     "storageClassName",
-    "mountOptions",
     "volumeMode",
 )
 _DROPPED_ANNOTATIONS = ("pv.kubernetes.io/", "kubectl.kubernetes.io/")
 
 
-def migrate(settings: Mapping[str, Any], files: list[str], *, csi_driver: str = "", name: str = "") -> int:
-    """Print the CSI PVs as YAML. Raises InvalidArgument, NotFound, FailedPrecondition for the first that cannot be."""
+def migrate(
+    settings: Mapping[str, Any],
+    files: list[str],
+    *,
+    flex_driver: str = "",
+    csi_driver: str = "",
+    name: str = "",
+) -> int:
+    """Print the CSI PVs as YAML. `flex_driver` is what the PVs have to name, where it is known.
+
+    Raises InvalidArgument, NotFound, FailedPrecondition for the first that cannot be.
+    """
     volumes = [pv for file in files for pv in _read(file)]
     if not volumes:
         raise InvalidArgument(f"no PersistentVolume in {', '.join(files)}")
@@ -38,31 +47,39 @@ def migrate(settings: Mapping[str, Any], files: list[str], *, csi_driver: str = 
     try:
         service = Service(engine, attaches=settings["attaches"])
         driver = csi_driver or f"{engine.backend.name}.csi.volkit.io"
-        made = [migrated(service, pv, driver, name) for pv in volumes]
+        made = [migrated(service, pv, flex_driver, driver, name) for pv in volumes]
     finally:
         engine.close()
     print(yaml.safe_dump_all(made, sort_keys=False, default_flow_style=False), end="")
     return 0
 
 
-def migrated(service: Service, pv: Mapping[str, Any], csi_driver: str, name: str = "") -> dict[str, Any]:
+def migrated(
+    service: Service, pv: Mapping[str, Any], flex_driver: str, csi_driver: str, name: str = ""
+) -> dict[str, Any]:
     """The CSI PV of a FlexVolume PV, checked against the backend."""
     spec, metadata = pv.get("spec") or {}, pv.get("metadata") or {}
     old_name = metadata.get("name") or ""
     flex = spec.get("flexVolume")
     if not isinstance(flex, dict):
         raise InvalidArgument(f"PV {old_name!r} is not a FlexVolume: it has no spec.flexVolume")
+    if flex_driver and flex.get("driver") != flex_driver:
+        raise InvalidArgument(
+            f"PV {old_name!r} is of the driver {flex.get('driver')!r}, not of {flex_driver!r}"
+        )
     options = _options(service, old_name, flex)
     volume = _checked(service, old_name, spec, options)
+    flags = [*(spec.get("mountOptions") or ()), *options.wanted.asked.mount_flags]
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
         "metadata": _metadata(metadata, name or old_name),
         "spec": {
             **{key: spec[key] for key in _KEPT if key in spec},
+            **({"mountOptions": list(dict.fromkeys(flags))} if flags else {}),
             **_claim(spec),
-            "csi": _csi(service, flex, options, volume, csi_driver),
-            **_affinity(volume),
+            "csi": _csi(service, spec, options, volume, csi_driver),
+            **_affinity(spec, volume),
         },
     }
 
@@ -87,13 +104,9 @@ def _checked(service: Service, name: str, spec: Mapping[str, Any], options: Opti
                 f"PV {name!r}: the volume has {volume.capacity} bytes, less than the {size} of the PV: grow it after",
                 file=sys.stderr,
             )
-    devices = service.node_records.all(records.DEVICE)
-    paths = service.node_records.all(records.PATH)
-    used = next((path for path, one in paths.items() if one.get("volume") == volume.id), "")
-    if options.name in devices or used:
-        raise FailedPrecondition(
-            f"PV {name!r} is mounted on this node by FlexVolume ({used}): end its pods first"
-        )
+    state = service.engine.node_state
+    if used := state.in_use(volume.id) if state is not None else "":
+        raise FailedPrecondition(f"PV {name!r} is mounted on this node ({used}): end its pods first")
     if nodes := service.controller_records.get(records.PV, options.name).get("nodes"):
         raise FailedPrecondition(
             f"PV {name!r} is attached to {', '.join(nodes)} by FlexVolume: end its pods first"
@@ -102,8 +115,9 @@ def _checked(service: Service, name: str, spec: Mapping[str, Any], options: Opti
 
 
 def _csi(
-    service: Service, flex: Mapping[str, Any], options: Options, volume: Volume, csi_driver: str
+    service: Service, spec: Mapping[str, Any], options: Options, volume: Volume, csi_driver: str
 ) -> dict[str, Any]:
+    flex = spec["flexVolume"]
     theirs = {spelling for one in declared(service.engine.backend.parameters) for spelling in one.spellings}
     attributes = {key: value for key, value in options.parameters.items() if key not in theirs}
     attributes |= volume.context
@@ -111,8 +125,9 @@ def _csi(
         attributes.pop(FIRST_FORMAT)  # it was mounted by FlexVolume: what is on it stays
     secret = flex.get("secretRef") or {}
     refs = {}
-    if secret.get("name"):
-        ref = {"name": secret["name"], "namespace": secret.get("namespace") or "default"}
+    if secret.get("name"):  # kubelet looks for it where the pod is, and that is where the claim is
+        claimed_in = (spec.get("claimRef") or {}).get("namespace")
+        ref = {"name": secret["name"], "namespace": secret.get("namespace") or claimed_in or "default"}
         refs = {"nodeStageSecretRef": ref, "nodePublishSecretRef": dict(ref)}
     block = service.engine.backend.volume.kind == "block"
     return {
@@ -144,15 +159,24 @@ def _claim(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {"claimRef": {**kept, "namespace": claim.get("namespace") or "default", "name": claim["name"]}}
 
 
-def _affinity(volume: Volume) -> dict[str, Any]:
-    """Where the volume can be used from, as the CSI provisioner writes it."""
-    if not volume.topology:
-        return {}
-    terms = [
-        {"matchExpressions": [{"key": k, "operator": "In", "values": [v]} for k, v in place.segments.items()]}
+def _affinity(spec: Mapping[str, Any], volume: Volume) -> dict[str, Any]:
+    """Where the volume can be used from: as the CSI provisioner writes it, and where the PV allows it. One term of the
+    list has to hold, and of a term all of it.
+    """
+    allowed = ((spec.get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or [{}]
+    places = [
+        [{"key": k, "operator": "In", "values": [v]} for k, v in place.segments.items()]
         for place in volume.topology
+    ] or [[]]
+    terms = [
+        {
+            **term,
+            **({"matchExpressions": found} if (found := [*term.get("matchExpressions", ()), *place]) else {}),
+        }
+        for term in allowed
+        for place in places
     ]
-    return {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}}
+    return {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}} if any(terms) else {}
 
 
 def _read(file: str) -> Iterator[Mapping[str, Any]]:

@@ -47,6 +47,9 @@ _LEFT_SECONDS: Final = 5.0
 _LEFT_PAUSE: Final = 60.0
 """After which it is tried again."""
 
+_REPEAT_SECONDS: Final = 180.0
+"""Kubelet repeats what failed after two minutes at most."""
+
 _MAX_NAME = 200
 
 _log = logging.getLogger("volkit.flex")
@@ -273,23 +276,33 @@ class NodeCalls:
             self.records.forget(records.DEVICE, record["name"])
         self.records.unmounted(path)
 
-    def finish_left(self) -> None:
-        """Undo what calls began at paths that are gone since. Of what cannot be undone the log tells."""
-        now = time.time()
+    def finish_left(self, released: str = "") -> None:
+        """Undo what calls began and nobody ends; `released` is the name of what kubelet has done with. Of what cannot be
+        undone the log tells.
+        """
         for path, mark in self.records.all(records.OPEN).items():
-            if now - mark["tried"] < _LEFT_PAUSE or _is_there(path):
+            if time.time() - mark["tried"] < _LEFT_PAUSE:
                 continue
             try:
                 with self._path(path, 0.0):
                     record = self.records.get(records.PATH, path)
-                    if record and self.records.get(records.OPEN, path):
-                        self.records.try_again(path, now)
+                    if record and self._is_left(path, record, released):
+                        self.records.tried(path)
                         self._undo(path, record, Call(deadline=time.monotonic() + _LEFT_SECONDS, wait=0.0))
                         _log.info("%s: undid what a call left there", path)
             except Aborted:
                 continue  # in somebody's hands
             except VolkitError as error:
                 _log.warning("%s: what a call left there is not undone: %s", path, error.message)
+
+    def _is_left(self, path: str, record: Mapping[str, Any], released: str) -> bool:
+        """Under the path's lock: does nobody come back for it? What kubelet wants, it asks for again."""
+        mark = self.records.get(records.OPEN, path)
+        if not mark or not _is_there(path):
+            return bool(mark)
+        if record["ephemeral"] or mounts.is_mount_point(path):
+            return False
+        return record["name"] == released or time.time() - mark["begun"] > _REPEAT_SECONDS
 
     # -- places
 

@@ -5,7 +5,7 @@
                                                 this node; "wanted" is what the options called it
     flex-path/<path>    {"volume", "staging", "ephemeral"}   mounted on this node: by mountdevice where "staging" is "",
                                                 else by mount, from there
-    flex-open/<path>    {"tried"}               a call that mounts or unmounts there began, and has not ended
+    flex-open/<path>    {"begun", "tried"}      a call that mounts or unmounts there began, and has not ended
     flex-node/<node>    {"node_id"}             a node's name with what it told of itself, for a journal that is shared
 
 Each is written before the act that it stands for.
@@ -13,6 +13,7 @@ Each is written before the act that it stands for.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -50,12 +51,13 @@ class Records:
     def begin(self, path: str, value: Mapping[str, Any]) -> None:
         """A call begins that mounts at `path` what `value` tells of, or unmounts it."""
         new = self.get(PATH, path) != value
-        record, mark = Put(key(PATH, path), value), Put(key(OPEN, path), {"tried": 0.0})
+        record, mark = Put(key(PATH, path), value), Put(key(OPEN, path), {"begun": time.time(), "tried": 0.0})
         self._journal.write(*((record, mark) if new else (mark,)), durable=new)
 
-    def try_again(self, path: str, now: float) -> None:
-        """A call that was cut short is tried once more."""
-        self._journal.write(Put(key(OPEN, path), {"tried": now}), durable=False)
+    def tried(self, path: str) -> None:
+        """What a call that was cut short left is looked after now."""
+        mark = {**self.get(OPEN, path), "tried": time.time()}
+        self._journal.write(Put(key(OPEN, path), mark), durable=False)
 
     def mounted(self, path: str) -> None:
         """The call has ended, and something is mounted."""

@@ -99,15 +99,15 @@ class Service:
             _log.warning("%s failed after %.3f s: %s", _named(call), time.monotonic() - begun, error.message)
             raise
         finally:
-            self.finish_left()
+            self.finish_left(call.name if call.node == self.engine.node_id else "")
         _log.info("%s: done in %.3f s", _named(call), time.monotonic() - begun)
         return answer
 
-    def finish_left(self) -> None:
+    def finish_left(self, released: str = "") -> None:
         """See `NodeCalls.finish_left`: for no call to fail of."""
         if self.engine.node is not None:
             with suppress(VolkitError, OSError):
-                self.node.finish_left()
+                self.node.finish_left(released)
 
     def does(self, operation: str) -> bool:
         """Does this driver ever do that? Kubelet remembers a no, so no single failure may say it."""

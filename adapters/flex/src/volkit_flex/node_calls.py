@@ -277,8 +277,8 @@ class NodeCalls:
         self.records.unmounted(path)
 
     def finish_left(self, released: str = "") -> None:
-        """Undo what calls began and nobody ends; `released` is the name of what kubelet has done with. Of what cannot be
-        undone the log tells.
+        """Undo what calls began and nobody ends; `released` is the name of what kubelet has done with. Of what cannot
+        be undone the log tells.
         """
         for path, mark in self.records.all(records.OPEN).items():
             if time.time() - mark["tried"] < _LEFT_PAUSE:
@@ -302,7 +302,7 @@ class NodeCalls:
             return bool(mark)
         if record["ephemeral"] or mounts.is_mount_point(path):
             return False
-        return record["name"] == released or time.time() - mark["begun"] > _REPEAT_SECONDS
+        return released == record["name"] or bool(time.time() - mark["begun"] > _REPEAT_SECONDS)
 
     # -- places
 

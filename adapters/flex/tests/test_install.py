@@ -119,6 +119,32 @@ def test_a_launcher_that_does_not_answer_is_not_installed(tmp_path: Path) -> Non
     assert [one.name for one in place.parent.iterdir()] == ["x"]
 
 
+def test_directories_that_are_none_and_names_of_every_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "dépôt 'a\"$b"
+    home.mkdir()
+    for mode in ("direct", "daemon"):
+        assert run(["install", *flags(home, "--mode", mode)]) == 0
+    (home / "file").touch()
+    assert run(["install", *flags(home, "--plugin-dir", f"{home}/file")]) == 1
+    (home / "taken/loop/loop").mkdir(parents=True)
+    assert run(["install", *flags(home, "--plugin-dir", f"{home}/taken")]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert [one.name for one in home.glob("taken/loop/*")] == ["loop"]
+    (home / "exec/loop/note").touch()
+    assert run(["uninstall", "--driver", "loop", "--plugin-dir", f"{home}/exec"]) == 0
+    assert [one.name for one in home.glob("exec/loop/*")] == ["note"]
+
+
+def test_a_driver_looks_for_no_module_where_the_installer_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert str(tmp_path) not in install.module_path(("volkit",))
+
+
 def test_somebody_elses_driver_stays(tmp_path: Path) -> None:
     place = tmp_path / "exec/acme~loop/loop"
     place.parent.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 
 import pytest
@@ -120,6 +121,9 @@ def test_the_pods_directory_is_believed() -> None:
         options({**POD, "kubernetes.io/pod.uid": "u2"}, path=path)
     with pytest.raises(InvalidArgument, match="directory says 'other'"):
         options(POD, path=path.replace("data", "other"))
+    device = "/var/lib/kubelet/plugins/kubernetes.io/flexvolume/acme/loop/mounts/pv-1"
+    with pytest.raises(InvalidArgument, match="directory says 'pv-1'"):
+        options(POD, path=device, attaches=True)
 
 
 @given(
@@ -129,6 +133,15 @@ def test_the_pods_directory_is_believed() -> None:
 def test_a_device_tells_again_what_attach_gave(volume_id: str, context: dict[str, str]) -> None:
     made = Attachment(volume_id, "data", context, {"firstFormat": "true"})
     assert token.decode(token.encode(made)) == made
+
+
+def test_what_is_no_text_is_said_to_be_none() -> None:
+    bad = os.fsdecode(b"/m/\xff")
+    for words in (["unmount", bad], ["detach", bad, "n"], ["waitforattach", bad, "{}"]):
+        with pytest.raises(InvalidArgument, match="not valid UTF-8"):
+            wire.read(words)
+    with pytest.raises(InvalidArgument, match="option 'volume' is not valid UTF-8"):
+        wire.read(["mount", "/m", '{"volume": "\\ud800"}'])
 
 
 def test_devices_that_are_none() -> None:

@@ -37,7 +37,7 @@ _DEVICES = re.compile(r"/plugins/kubernetes\.io/flexvolume/.+/mounts/([^/]+)\Z")
 @frozen(kw_only=True)
 class Options:
     """One call's options, read. `name` is the PV's name or the pod's own name for the volume, `volume` what identifies
-    it; `create` says that it may be made; `given` are the backend's own, credentials apart.
+    it; `create` says that it may be made; `parameters` are the backend's own, with those that it declares secret.
     """
 
     name: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import volkit
@@ -105,9 +104,12 @@ class Service:
 
     def finish_left(self, released: str = "") -> None:
         """See `NodeCalls.finish_left`: for no call to fail of."""
-        if self.engine.node is not None:
-            with suppress(VolkitError, OSError):
-                self.node.finish_left(released)
+        if self.engine.node is None:
+            return
+        try:
+            self.node.finish_left(released)
+        except Exception:
+            _log.exception("what other calls left cannot be looked after")
 
     def does(self, operation: str) -> bool:
         """Does this driver ever do that? Kubelet remembers a no, so no single failure may say it."""

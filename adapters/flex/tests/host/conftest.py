@@ -93,6 +93,18 @@ class Host:
         finally:
             journal.close()
 
+    def begin(self, path: str) -> None:
+        """As a call that unmounts `path` and is killed."""
+        import volkit
+        from volkit_flex.records import PATH, Records
+
+        journal = volkit.open_journal(f"sqlite://{self.state}/journal.db")
+        try:
+            found = Records(journal)
+            found.begin(path, found.get(PATH, path))
+        finally:
+            journal.close()
+
     def log(self) -> str:
         path = self.state / "flex.log"
         return path.read_text() if path.exists() else ""

@@ -205,9 +205,134 @@ def test_killed_in_the_middle(host: Host) -> None:
         time.sleep(0.05 * step)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    kubelet.end_pod("u1", "pv-1")
-    kubelet.call("unmount", str(path))
+    kubelet.end_pod("u1", "pv-1")  # which is nothing where the path is gone
     assert len(host.images()) == 1
+    host.assert_clean()
+
+
+def test_what_kubelet_does_not_ask_for_again_is_undone_by_the_next_call(host: Host) -> None:
+    """unmountdevice died after the unmount: kubelet sees nothing mounted, removes the directory, and has detached."""
+    kubelet = host.install("--attach", "yes")
+    kubelet.start_pod("u1", "pv-1", VOLUME)
+    kubelet.call("unmount", kubelet.pod_path("u1", "pv-1"))
+    device = kubelet.device_path("pv-1")
+    host.begin(device)
+    mounts.unmount(device)
+    kubelet.call("isattached", kubelet.options("pv-1", VOLUME), "node1")
+    assert host.attached()  # the directory is there: kubelet may come back for it
+    os.rmdir(device)
+    kubelet.end_pod("u1", "pv-1")
+    host.assert_clean()
+    assert "undid what a call left there" in host.log()
+
+
+def test_a_device_that_no_pod_waits_for_any_more_is_let_go_with_detach(host: Host) -> None:
+    """mountdevice died half-way and its pod was deleted: kubelet leaves its directory, and asks for detach alone."""
+    kubelet = host.install("--attach", "yes")
+    kubelet.start_pod("u1", "pv-1", VOLUME)
+    kubelet.call("unmount", kubelet.pod_path("u1", "pv-1"))
+    host.begin(kubelet.device_path("pv-1"))
+    mounts.unmount(kubelet.device_path("pv-1"))
+    kubelet.call("detach", "pv-1", "node1")
+    host.assert_clean()
+
+
+@pytest.mark.parametrize("attach", ["yes", "no"])
+def test_a_mount_that_is_refused_leaves_nothing(host: Host, attach: str) -> None:
+    """Kubelet does not ask for the unmount of what was never mounted."""
+    kubelet = host.install("--attach", attach)
+    path = Path(kubelet.pod_path("u1", "pv-1"))
+    path.mkdir(parents=True)
+    (path / "somebodys").touch()
+    with pytest.raises(DriverError, match="is not empty"):
+        kubelet.start_pod("u1", "pv-1", VOLUME)
+    if attach == "yes":
+        assert not any(key.startswith("flex-path") and "pods" in key for key in host.records())
+        kubelet.call("unmountdevice", kubelet.device_path("pv-1"))
+        kubelet.call("detach", "pv-1", "node1")
+    host.assert_clean()
+    assert (path / "somebodys").exists()
+
+
+def test_an_ephemeral_volume_stays_while_its_pod_is_there(host: Host) -> None:
+    """A pod that used it may mount it again, as after a reboot; one whose directory is gone never does."""
+    kubelet = host.install()
+    own = {"size": "32Mi", "ephemeral": "true"}
+    path = Path(kubelet.pod_path("u1", "scratch"))
+    path.mkdir(parents=True)
+    (path / "somebodys").touch()
+    with pytest.raises(DriverError, match="is not empty"):
+        kubelet.start_pod("u1", "scratch", own)
+    kubelet.call("unmount", str(host.home / "other"))
+    assert len(host.images()) == 1
+    (path / "somebodys").unlink()
+    path.rmdir()
+    kubelet.call("unmount", str(host.home / "other"))
+    assert host.images() == []
+    host.assert_clean()
+
+
+def test_a_device_that_another_namespace_holds_is_not_let_go(host: Host) -> None:
+    """The answer is Failure, and the path stays: kubelet repeats only the unmount of a path that is there."""
+    kubelet = host.install()
+    path = kubelet.start_pod("u1", "pv-1", VOLUME)
+    words = ["unshare", "--mount", "sh", "-c", "echo; exec sleep 100"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.read(1)
+            with pytest.raises(DriverError, match="in use"):
+                kubelet.call("unmount", str(path))
+            assert path.exists()
+        finally:
+            holder.kill()
+    wait_until("it is let go", lambda: kubelet.run("unmount", str(path))[0] == 0)
+    assert not path.exists()
+    host.assert_clean()
+
+
+def test_pods_that_call_two_volumes_by_one_name_get_no_others_data(host: Host) -> None:
+    """With attach, kubelet and the controller manager know an inline volume only by the pod's own name for it."""
+    kubelet = host.install("--attach", "yes")
+    kubelet.start_pod("u1", "data", VOLUME)
+    other = {"volume": "v2", "size": "32Mi"}
+    with pytest.raises(DriverError, match="still attached to node1 as volume"):
+        kubelet.start_pod("u2", "data", other)
+    with pytest.raises(DriverError, match="the pod wants volume 'v2'"):
+        kubelet.call("mount", kubelet.pod_path("u2", "data"), kubelet.pod_options("u2", "data", other))
+    kubelet.end_pod("u1", "data")
+    device = kubelet.call("attach", kubelet.options("data", VOLUME), "node1")["device"]
+    with pytest.raises(DriverError, match="'v1' is attached by that name"):
+        kubelet.call("mountdevice", kubelet.device_path("data"), device, kubelet.options("data", other))
+    kubelet.call("detach", "data", "node1")
+    pod = kubelet.start_pod("u2", "data", other)
+    assert not (pod / "data").exists()
+    kubelet.end_pod("u2", "data")
+    host.assert_clean()
+
+
+def test_a_writer_gets_no_mount_that_only_reads(host: Host) -> None:
+    kubelet = host.install("--attach", "yes")
+    kubelet.start_pod("u1", "pv-1", VOLUME)
+    kubelet.end_pod("u1", "pv-1")
+    kubelet.start_pod("u1", "pv-1", VOLUME, readonly=True)
+    with pytest.raises(DriverError, match="staged read-only"):
+        kubelet.call("mount", kubelet.pod_path("u2", "pv-1"), kubelet.pod_options("u2", "pv-1", VOLUME))
+    kubelet.end_pod("u1", "pv-1")
+    host.assert_clean()
+
+
+def test_a_driver_of_another_form_takes_no_volumes_over(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kubelet = host.install()
+    path = kubelet.start_pod("u1", "pv-1", VOLUME)
+    words = host.flags("--vendor", "acme", "--plugin-dir", str(host.plugins), "--node-id", "node1")
+    assert run(["install", *words]) == 0  # the same again
+    assert run(["install", *words, "--attach", "yes"]) == 1
+    assert f"such as at {path}" in capsys.readouterr().err
+    assert run(["install", *words, "--attach", "yes", "--force"]) == 0
+    kubelet.call("unmount", str(path))  # as the one before it would have
     host.assert_clean()
 
 

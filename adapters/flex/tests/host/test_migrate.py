@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+import volkit
 from volkit import (
     Capability,
     Engine,
@@ -17,6 +18,7 @@ from volkit import (
     NodeUnstageRequest,
 )
 from volkit_flex.main import run
+from volkit_flex.records import Records
 from volkit_loop.backend import LoopBackend
 from volkit_loop.options import LoopSettings
 
@@ -97,6 +99,54 @@ def test_a_flex_volume_is_published_by_csi_with_its_data(
     engine.run("node_unstage", NodeUnstageRequest(volume_id=volume_id, staging_target_path=staging))
     engine.close()
     host.assert_clean()
+
+
+def test_what_a_pv_has_besides_goes_along(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    """What FlexVolume has in options and CSI in the PV; whose Secret it is; where it may be used; what its class is."""
+    kubelet = host.install()
+    kubelet.start_pod("u1", "pv-1", {"volume": "v1", "size": "32Mi"})
+    kubelet.end_pod("u1", "pv-1")
+    zone = {"key": "zone", "operator": "In", "values": ["a"]}
+    options = {"volume": "v1", "mountOptions": "noatime,ro", "fs-type": "xfs", "secretKey": "hunter2"}
+    path = pv(host, secretRef={"name": "keys"}, options=options)
+    old = yaml.safe_load(path.read_text())
+    old["spec"] |= {
+        "storageClassName": "fast",
+        "mountOptions": ["nodiratime"],
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [zone]}]}},
+    }
+    path.write_text(yaml.safe_dump({"kind": "List", "items": [old]}))
+    assert migrate(host, path) == 0
+    said = capsys.readouterr()
+    spec = yaml.safe_load(said.out)["spec"]
+    assert spec["storageClassName"] == "fast"
+    assert spec["mountOptions"] == ["nodiratime", "noatime"]
+    assert spec["csi"]["readOnly"] is True
+    assert spec["csi"]["fsType"] == "xfs"
+    assert spec["csi"]["nodePublishSecretRef"] == {"name": "keys", "namespace": "ns"}
+    (term,) = spec["nodeAffinity"]["required"]["nodeSelectorTerms"]
+    assert term["matchExpressions"][0] == zone
+    assert term["matchExpressions"][1]["values"] == ["node1"]
+    assert "hunter2" not in said.out + said.err
+    assert "secretKey" in said.err
+
+
+def test_another_drivers_pv_is_not_migrated(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    host.install()
+    assert migrate(host, pv(host, driver="other/loop")) == 2
+    assert "is of the driver 'other/loop'" in capsys.readouterr().err
+
+
+def test_a_stale_record_hinders_no_migration(host: Host) -> None:
+    kubelet = host.install()
+    path = kubelet.start_pod("u1", "pv-1", {"volume": "v1", "size": "32Mi"})
+    kubelet.end_pod("u1", "pv-1")
+    journal = volkit.open_journal(f"sqlite://{host.state}/journal.db")
+    Records(journal).put(
+        "flex-path", str(path), volume=host.images()[0].stem, name="pv-1", staging="", ephemeral=False
+    )
+    journal.close()
+    assert migrate(host, pv(host)) == 0
 
 
 def test_an_attached_volume_is_not_migrated(host: Host, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,8 +99,8 @@ def _checked(service: Service, name: str, spec: Mapping[str, Any], options: Opti
         raise NotFound(f"PV {name!r}: the backend has no volume {options.volume!r}, by name or by id")
     if options.secrets:
         print(
-            f"PV {name!r}: its options hold the credentials {', '.join(sorted(options.secrets))}, and the CSI driver takes "
-            "them from a Secret alone: make one, and name it by nodePublishSecretRef and nodeStageSecretRef",
+            f"PV {name!r}: its options hold the credentials {', '.join(sorted(options.secrets))}, and the CSI driver "
+            "takes them from a Secret alone: make one, and name it by nodePublishSecretRef and nodeStageSecretRef",
             file=sys.stderr,
         )
     if wanted := (spec.get("capacity") or {}).get("storage"):

@@ -116,6 +116,7 @@ def test_what_a_pv_has_besides_goes_along(host: Host, capsys: pytest.CaptureFixt
         "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [zone]}]}},
     }
     path.write_text(yaml.safe_dump({"kind": "List", "items": [old]}))
+    capsys.readouterr()
     assert migrate(host, path) == 0
     said = capsys.readouterr()
     spec = yaml.safe_load(said.out)["spec"]

@@ -170,18 +170,12 @@ def _affinity(spec: Mapping[str, Any], volume: Volume) -> dict[str, Any]:
     list has to hold, and of a term all of it.
     """
     allowed = ((spec.get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or [{}]
-    places = [
-        [{"key": k, "operator": "In", "values": [v]} for k, v in place.segments.items()]
-        for place in volume.topology
-    ] or [[]]
-    terms = [
-        {
-            **term,
-            **({"matchExpressions": found} if (found := [*term.get("matchExpressions", ()), *place]) else {}),
-        }
-        for term in allowed
-        for place in places
-    ]
+    terms = []
+    for term in allowed:
+        for place in [one.segments for one in volume.topology] or [{}]:
+            here = [{"key": key, "operator": "In", "values": [value]} for key, value in place.items()]
+            found = [*term.get("matchExpressions", ()), *here]
+            terms.append({**term, **({"matchExpressions": found} if found else {})})
     return {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}} if any(terms) else {}
 
 

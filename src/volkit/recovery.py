@@ -81,7 +81,16 @@ def _state(kind: str, entry: Entry, is_mounted: Callable[[str], bool]) -> str:
             return f"cannot be read: {value.get('why')}"
         case "asked" | "asked-of":
             return "options of a volume"
-        case "use" | "node-of" | "flex-pv" | "flex-device" | "flex-path" | "flex-open" | "flex-node":
+        case (
+            "use"
+            | "node-of"
+            | "flex-pv"
+            | "flex-device"
+            | "flex-path"
+            | "flex-open"
+            | "flex-made"
+            | "flex-node"
+        ):
             return "in use"
     return "of no known kind"
 

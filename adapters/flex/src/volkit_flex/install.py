@@ -6,6 +6,7 @@ begin with a dot alone and sees what is renamed there, while it runs: so a drive
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -47,8 +48,9 @@ def spelled(vendor: str, driver: str) -> str:
     return f"{vendor}/{driver}" if vendor else driver
 
 
-def install(path: Path, text: str) -> dict[str, Any]:
-    """Write a launcher to `path` at once, after it answered `init`; returns that answer.
+def install(path: Path, text: str, *, complete: bool = False) -> dict[str, Any]:
+    """Write a launcher to `path` at once, after it answered `init`; returns that answer. One that is `complete` in
+    itself has to answer a call that takes the backend, too: to unmount what is not there.
 
     Raises FailedPrecondition where it does not, or where a file is there that is no launcher of volkit-flex.
     """
@@ -62,7 +64,9 @@ def install(path: Path, text: str) -> dict[str, Any]:
             file.write(os.fsencode(text))
             file.flush()
             os.fsync(file.fileno())
-        answer = checked(draft)
+        answer = checked(draft, "init")
+        if complete:
+            checked(draft, "unmount", os.path.abspath(f"{draft}.check"))
         os.replace(draft, path)
     except OSError as error:
         raise FailedPrecondition(f"{path} cannot be written: {error.strerror}") from None
@@ -75,15 +79,18 @@ def install(path: Path, text: str) -> dict[str, Any]:
     return answer
 
 
-def checked(path: Path) -> dict[str, Any]:
-    """What a launcher answers to `init`. Raises FailedPrecondition where that is no success."""
+def checked(path: Path, *call: str) -> dict[str, Any]:
+    """What a launcher answers. Raises FailedPrecondition where that is no success."""
     try:
-        done = subprocess.run([path, "init"], capture_output=True, timeout=_CHECK_SECONDS, check=False)
+        done = subprocess.run([path, *call], capture_output=True, timeout=_CHECK_SECONDS, check=False)
         answer = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-        raise FailedPrecondition(f"{path} does not answer init: {type(error).__name__}: {error}") from None
+        raise FailedPrecondition(
+            f"{path} does not answer {call[0]}: {type(error).__name__}: {error}"
+        ) from None
     if done.stderr or done.returncode or answer.get("status") != "Success":
-        raise FailedPrecondition(f"{path} answers init with {done.stdout[:200]!r}, status {done.returncode}")
+        said = answer.get("message") or done.stdout[:200]
+        raise FailedPrecondition(f"{path} answers {call[0]} with {said!r}, status {done.returncode}")
     return dict(answer)
 
 
@@ -135,8 +142,13 @@ def module_path(modules: Sequence[str]) -> list[str]:
         and os.path.abspath(one) not in here
         and not any(one == s or _in_dynload(one, s) for s in standard)
     ]
-    roots = [str(Path(str(__import__(name).__file__)).resolve().parent.parent) for name in modules]
-    return list(dict.fromkeys(os.path.abspath(one) for one in (*roots, *own)))
+    return list(dict.fromkeys(os.path.abspath(one) for one in (*map(_root, modules), *own)))
+
+
+def _root(name: str) -> str:
+    """The directory that `import name` looks in; its packages may be namespaces, which have no file."""
+    file = Path(str(importlib.import_module(name).__file__)).resolve()
+    return str(file.parents[name.count(".") + (file.name == "__init__.py")])
 
 
 def _in_dynload(path: str, standard: str | None) -> bool:

@@ -254,9 +254,9 @@ def _install(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
     if args.mode == "daemon":
         text = launcher.daemon(directory=str(_run_dir(args, settings)), **common)
     else:
-        modules = ("volkit", "volkit_flex", "attr", backend.__module__.partition(".")[0])
+        modules = ("volkit", "volkit_flex", "attr", backend.__module__)
         text = launcher.direct(python=str(args.python), path=install.module_path(modules), **common)
-    install.install(path, text)
+    install.install(path, text, complete=args.mode == "direct")
     print(f"installed {path}")
     print(f"  in a PV or a pod:  driver: {install.spelled(args.vendor, path.name)}")
     forms = "attach" if settings["attaches"] else "no attach"

@@ -6,6 +6,7 @@
     flex-path/<path>    {"volume", "staging", "ephemeral"}   mounted on this node: by mountdevice where "staging" is "",
                                                 else by mount, from there
     flex-open/<path>    {"begun", "tried"}      a call that mounts or unmounts there began, and has not ended
+    flex-made/<volume>  {"id"}                  on the controller's side: it is there, or it was lost
     flex-node/<node>    {"node_id"}             a node's name with what it told of itself, for a journal that is shared
 
 Each is written before the act that it stands for.
@@ -24,6 +25,7 @@ PV: Final = "flex-pv"
 DEVICE: Final = "flex-device"
 PATH: Final = "flex-path"
 OPEN: Final = "flex-open"
+MADE: Final = "flex-made"
 NODE: Final = "flex-node"
 
 

@@ -22,6 +22,7 @@ from volkit import (
     Secrets,
     Volume,
 )
+from volkit.journal import key
 from volkit.options import declared
 from volkit_flex import records, token
 from volkit_flex.options import Options, read_options
@@ -62,6 +63,8 @@ class Volumes:
         volume = None
         if self.engine.provisioning is not None:
             volume = self.find(options.volume, limits, options.secrets) or self._created(options, limits)
+            if options.create and not options.ephemeral:
+                self.controller_records.put(records.MADE, options.volume, id=volume.id)
         theirs = {spelling for one in declared(self.engine.backend.parameters) for spelling in one.spellings}
         context = {name: value for name, value in options.parameters.items() if name not in theirs}
         context.update(volume.context if volume is not None else {})
@@ -74,6 +77,11 @@ class Volumes:
             raise NotFound(
                 f"there is no volume {options.volume!r}: make it first, name another one by the option 'volume', or "
                 "ask for it to be made by the option 'size' or 'create: \"true\"'"
+            )
+        if self.controller_records.get(records.MADE, options.volume):
+            raise NotFound(
+                f"volume {options.volume!r} was there and is gone: is its storage mounted? To have it made anew, and "
+                f"empty: `volkit journal --forget {key(records.MADE, options.volume)!r}`"
             )
         if options.inline:
             _log.warning(

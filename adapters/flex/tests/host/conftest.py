@@ -89,7 +89,8 @@ class Host:
         journal = volkit.open_journal(f"sqlite://{self.state}/journal.db")
         try:
             kinds = ("flex-", "stage/", "target/", "attach/")
-            return {one.key: one.value for one in journal.scan("") if one.key.startswith(kinds)}
+            found = {one.key: one.value for one in journal.scan("") if one.key.startswith(kinds)}
+            return {one: value for one, value in found.items() if not one.startswith("flex-made/")}
         finally:
             journal.close()
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from volkit.cli import main as volkit_command
 from volkit.host import mounts
 from volkit_flex.kubelet import DriverError, Kubelet
 from volkit_flex.main import run
@@ -355,12 +357,22 @@ def test_a_timeout_is_answered(host: Host) -> None:
 
 
 def test_a_python_that_dies_is_answered_for(host: Host) -> None:
-    kubelet = host.install("--python", "/bin/false")
+    kubelet = host.install()
+    text = kubelet.driver.read_text()
+    kubelet.driver.write_text(text.replace(sys.executable, "/bin/false"))
     assert "ended with status 1" not in kubelet.run("getvolumename", "{}")[1].decode()
-    kubelet = host.install("--python", "/bin/sh")
+    kubelet.driver.write_text(text.replace(sys.executable, "/bin/sh"))
     code, output = kubelet.run("mount", "/x", "{}")
     assert code == 1
     assert answer_of(output)["status"] == "Failure"
+
+
+def test_a_python_that_cannot_serve_is_not_installed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    words = host.flags("--plugin-dir", str(host.plugins), "--node-id", "node1")
+    for python in ("/bin/false", "/bin/sh"):
+        assert run(["install", *words, "--python", python]) == 1
+        assert "answer" in capsys.readouterr().err
+    assert list(host.plugins.glob("*")) == []
 
 
 def test_a_driver_whose_backend_is_gone_says_so(host: Host) -> None:
@@ -439,6 +451,25 @@ def test_a_volume_that_nobody_asks_to_make_is_an_error(host: Host) -> None:
     kubelet.start_pod("u1", "pv-1", {"id": host.images()[0].stem})  # by the backend's own id
     kubelet.end_pod("u1", "pv-1")
     assert len(host.images()) == 1
+
+
+def test_a_volume_that_was_lost_is_not_made_anew(host: Host) -> None:
+    """The pool's disk is not mounted after a reboot: pods wait, and do not begin with empty volumes beside it."""
+    kubelet = host.install()
+    kubelet.start_pod("u1", "pv-1", VOLUME)
+    kubelet.end_pod("u1", "pv-1")
+    disk = host.pool.rename(host.home / "unmounted")
+    host.pool.mkdir()
+    for _ in range(2):
+        with pytest.raises(DriverError, match="was there and is gone"):
+            kubelet.start_pod("u2", "pv-1", VOLUME)
+    assert host.images() == []
+    place = ["--backend", "loop", "-o", f"pool={host.pool}", "--state-dir", str(host.state)]
+    assert volkit_command(["journal", *place, "--forget", "flex-made/v1"]) == 0
+    kubelet.start_pod("u2", "pv-1", VOLUME)
+    kubelet.end_pod("u2", "pv-1")
+    assert len(host.images()) == 1
+    assert disk.exists()
 
 
 def test_processes_and_daemon_exclude_each_other(host: Host) -> None:

@@ -158,3 +158,10 @@ def test_no_source_but_bytecode_alone_is_not_kept(calls: Calls) -> None:
     (calls.modules / "two.py").unlink()
     for _ in range(2):
         assert calls.call("import two; print(two.name)")[0] == "two"
+
+
+def test_a_module_of_two_names_is_kept_by_its_own(calls: Calls) -> None:
+    """As `py.error`, which is `_pytest._py.error`."""
+    _, read = calls.call("import sys, one; sys.modules['second'] = one")
+    assert "one" in read
+    assert "second" not in read

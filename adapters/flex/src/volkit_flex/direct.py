@@ -70,8 +70,10 @@ class _Out:
             os.kill(int(self._launcher), signal.SIGUSR1)
             while close(60.0):
                 pass
-        kept.keep()
-        os._exit(code)
+        try:
+            kept.keep()
+        finally:  # it is answered, whatever that comes to
+            os._exit(code)
 
 
 def _answer(config: str, words: list[str], out: _Out) -> Answer:

@@ -124,7 +124,11 @@ def _read_elsewhere() -> dict[str, SourceFileLoader]:
         for name, module in sys.modules.items()
         if name not in _earlier
     }
-    return {name: loader for name, loader in loaders.items() if type(loader) is SourceFileLoader}
+    return {  # some modules have a second name
+        name: loader
+        for name, loader in loaders.items()
+        if type(loader) is SourceFileLoader and loader.name == name
+    }
 
 
 def _content(codes: dict[str, tuple[tuple[Any, ...], bytes]]) -> bytes:

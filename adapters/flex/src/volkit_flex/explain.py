@@ -90,8 +90,9 @@ def _steps(service: Service, call: Callout, exists: bool) -> Iterator[Step]:
     operations = service.engine.operations
     options = service.volumes.options(call) if call.options else None
     if not exists and call.operation in ("attach", "mount", "mountdevice") and options is not None:
-        yield _creation(options)
-        if not options.create:
+        lost = bool(service.controller_records.get(records.MADE, options.volume))
+        yield _creation(options, lost=lost)
+        if lost or not options.create:
             return
     match call.operation:
         case "init" | "getvolumename":
@@ -122,7 +123,9 @@ def _steps(service: Service, call: Callout, exists: bool) -> Iterator[Step]:
                 yield from _named(operations, "node_expand", f"at {call.path}")
 
 
-def _creation(options: Options) -> Step:
+def _creation(options: Options, *, lost: bool) -> Step:
+    if lost:
+        return Step(operation="", text="fails: it was there, and is gone from the storage")
     if not options.create:
         return Step(operation="", text="fails: neither 'size' nor 'create: \"true\"' asks for it to be made")
     size = options.wanted.capacity.required

@@ -381,5 +381,7 @@ def _is_there(path: str) -> bool:
     """Is there anything at `path`? Without touching it, since what is mounted there may hang."""
     try:
         return os.path.basename(path) in os.listdir(os.path.dirname(path))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return True

@@ -453,7 +453,7 @@ def test_a_volume_that_nobody_asks_to_make_is_an_error(host: Host) -> None:
     assert len(host.images()) == 1
 
 
-def test_a_volume_that_was_lost_is_not_made_anew(host: Host) -> None:
+def test_a_volume_that_was_lost_is_not_made_anew(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     """The pool's disk is not mounted after a reboot: pods wait, and do not begin with empty volumes beside it."""
     kubelet = host.install()
     kubelet.start_pod("u1", "pv-1", VOLUME)
@@ -465,6 +465,10 @@ def test_a_volume_that_was_lost_is_not_made_anew(host: Host) -> None:
             kubelet.start_pod("u2", "pv-1", VOLUME)
     assert host.images() == []
     place = ["--backend", "loop", "-o", f"pool={host.pool}", "--state-dir", str(host.state)]
+    installed = ["--vendor", "acme", "--driver", "loop", "--plugin-dir", str(host.plugins)]
+    capsys.readouterr()
+    assert run(["explain", *installed, "mount", "/m", json.dumps(VOLUME)]) == 0
+    assert "1. -                    fails: it was there" in capsys.readouterr().out
     assert volkit_command(["journal", *place, "--forget", "flex-made/v1"]) == 0
     kubelet.start_pod("u2", "pv-1", VOLUME)
     kubelet.end_pod("u2", "pv-1")

@@ -309,7 +309,7 @@ class NodeCalls:
     def _staging(self, volume_id: str) -> str:
         """Where a driver without attach mounts a volume for all pods of the node; the name tells the volume."""
         name = quote(volume_id, safe="")
-        if len(name) > _MAX_NAME:
+        if len(name) > _MAX_NAME or name.startswith("."):  # "..", where an id is what a user wrote
             name = "." + digest(volume_id, 16).hex()
         return str(self.staging / name)
 

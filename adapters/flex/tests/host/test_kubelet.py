@@ -212,6 +212,17 @@ def test_killed_in_the_middle(host: Host) -> None:
     host.assert_clean()
 
 
+def test_names_that_lead_elsewhere(host: Host) -> None:
+    """On a node without the controller's service, an id is what the user wrote."""
+    kubelet = host.install("--services", "node")
+    for name in ("..", ".", "../..", "a/../../b"):
+        path = str(host.home / "m")
+        code, output = kubelet.run("mount", path, json.dumps({"volume": name}))
+        assert (code, answer_of(output)["status"]) == (1, "Failure")
+        kubelet.call("unmount", path)
+        host.assert_clean()
+
+
 def test_what_kubelet_does_not_ask_for_again_is_undone_by_the_next_call(host: Host) -> None:
     """unmountdevice died after the unmount: kubelet sees nothing mounted, removes the directory, and has detached."""
     kubelet = host.install("--attach", "yes")

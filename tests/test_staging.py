@@ -455,9 +455,27 @@ def test_a_reader_stages_read_only(disk: World, files: World) -> None:
                 fill(path, "other")
         world.stage(READER)
         world.publish(READER)
+        with pytest.raises(FailedPrecondition, match="staged read-only"):
+            world.publish(MOUNT, world.target + "-of-a-writer")
+        world.publish(MOUNT, world.target + "-of-a-reader", readonly=True)
+        world.unpublish(world.target + "-of-a-reader")
         assert world is files or content(world.target) == "content"
         world.unpublish()
         world.unstage()
+
+
+def test_a_target_is_kept_where_that_is_asked_for(any_world: tuple[World, Capability]) -> None:
+    world, capability = any_world
+    world.stage(capability)
+    world.publish(capability)
+    for _ in range(2):
+        request = r.NodeUnpublishRequest(volume_id="v", target_path=world.target, keep_target=True)
+        assert world.run("node_unpublish", request) is None
+        assert os.path.exists(world.target)
+        assert mounts.mount_at(world.target) is None
+    world.unpublish()
+    assert not os.path.exists(world.target)
+    world.unstage()
 
 
 def test_a_group_gets_what_is_published_where_the_backend_can(files: World, disk: World) -> None:

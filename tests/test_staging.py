@@ -457,9 +457,9 @@ def test_a_reader_stages_read_only(disk: World, files: World) -> None:
         world.publish(READER)
         with pytest.raises(FailedPrecondition, match="staged read-only"):
             world.publish(MOUNT, world.target + "-of-a-writer")
-        world.publish(MOUNT, world.target + "-of-a-reader", readonly=True)
-        world.unpublish(world.target + "-of-a-reader")
         assert world is files or content(world.target) == "content"
+        world.unpublish()
+        world.publish(MOUNT, readonly=True)
         world.unpublish()
         world.unstage()
 

@@ -96,6 +96,22 @@ def test_threads_are_used_again() -> None:
     assert len(seen) == 1
 
 
+def test_a_thread_that_cannot_be_started_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the limit of processes is reached: the call fails, and nothing waits for it for ever."""
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lanes = Lanes()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        for _ in range(PER_VOLUME + 1):
+            with pytest.raises(Unavailable, match="no thread can be started"):
+                lanes.run("node_stage", "v", lambda: "done")
+    assert lanes.run("node_stage", "v", lambda: "done") == "done"
+    assert lanes.close(PATIENCE) == 0
+
+
 def test_a_deadline_ends_the_wait_and_not_the_work(gate: Gate, tmp_path: Path) -> None:
     report = tmp_path / "left-behind" / "1.json"
     lanes = Lanes(report)

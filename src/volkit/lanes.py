@@ -152,7 +152,7 @@ class Lanes:
         where only what takes something away still is.
 
         Raises what `work` raises; DeadlineExceeded where it is left behind; Aborted where too many calls of
-        this volume run, Unavailable where too many of all volumes were left behind.
+        this volume run, Unavailable where too many of all volumes were left behind, or no thread can be started.
         """
         now = time.monotonic()
         until = now + CALL_SECONDS if until is None else until
@@ -249,7 +249,15 @@ class Lanes:
             inbox = self._idle.pop() if self._idle else None  # the last one, whose memory is warm
         if inbox is None:  # never through the thread's arguments, which it keeps
             inbox = SimpleQueue()
-            threading.Thread(target=self._work, args=(inbox,), name="volkit-lane", daemon=True).start()
+            thread = threading.Thread(target=self._work, args=(inbox,), name="volkit-lane", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                with self._room:
+                    self._forget(task)
+                raise Unavailable(
+                    f"{task.operation}: no thread can be started ({error}): the host has no memory or no processes left"
+                ) from None
         inbox.put(task)
 
     def _work(self, inbox: _Inbox) -> None:
@@ -263,15 +271,10 @@ class Lanes:
     def _end(self, task: _Task, inbox: _Inbox) -> bool:
         """Tell that it has ended; False where its thread is to end too."""
         with self._room:
-            self._tasks.discard(task)
             stays = not self._closed
-            number = self._running.pop(task.share) - 1
-            if number:
-                self._running[task.share] = number
             if stays:
                 self._idle.append(inbox)
-            if self._waiting:
-                self._room.notify_all()
+            self._forget(task)
             task.done.release()
             if not task.left:
                 return stays
@@ -285,6 +288,15 @@ class Lanes:
         text = "%s of %r, left behind, has ended after %.1f s: %s"
         task.context.run(_log.warning, text, task.operation, task.subject, seconds, how)
         return stays
+
+    def _forget(self, task: _Task) -> None:
+        """It takes no place any more."""
+        self._tasks.discard(task)
+        number = self._running.pop(task.share) - 1
+        if number:
+            self._running[task.share] = number
+        if self._waiting:
+            self._room.notify_all()
 
     def _next(self, inbox: _Inbox) -> _Task | None:
         """The next call for the thread that owns `inbox`; None when it is to end."""

@@ -11,6 +11,7 @@ import select
 import signal
 import stat
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +33,7 @@ _NAME = re.compile(r"\d{1,10}\.\d{1,20}")
 _MAX_CALL = 4 << 20  # the kernel takes 2 MiB of arguments
 _LOOK_SECONDS = 1.0  # between two looks whether a caller still lives
 _GRACE_SECONDS = 30.0
-_IDLE_SECONDS = 60.0  # after which it looks for what is left of calls that were cut short
+_TIDY_SECONDS = 30.0  # between two looks for what is left of calls that were cut short
 
 _log = logging.getLogger("volkit.flex")
 
@@ -53,12 +54,13 @@ class Daemon:
         self._wake = os.pipe()
         os.set_blocking(self._wake[1], False)
         self._calls = -1
+        self._rest = b""
 
     def start(self) -> None:
         """Be there for callers; those that a daemon before this one left waiting are answered."""
         with suppress(FileNotFoundError):
             os.unlink(self.directory / SERVES)
-        stale = [one.name for one in os.scandir(self.directory) if _NAME.fullmatch(one.name)]
+        stale = [one.name for one in self._callers()]
         calls = self.directory / CALLS
         calls.unlink(missing_ok=True)
         os.mkfifo(calls, 0o600)
@@ -66,7 +68,7 @@ class Daemon:
             calls, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
         )  # a writer of its own: never at an end
         for name in stale:
-            self._pool.submit(self._turn_away, name)
+            self._soon(self._turn_away, name)
         draft = self.directory / f".{SERVES}"
         draft.write_text(f"{os.getpid()} {started(os.getpid())}\n")
         draft.rename(self.directory / SERVES)
@@ -77,6 +79,13 @@ class Daemon:
         service.volumes.register(service.limits())
         service.finish_left()
 
+    def tidy(self) -> None:
+        """Finish what calls left, and take away the FIFOs of callers that died before they announced themselves."""
+        self._services["attach"].finish_left()
+        for caller in self._callers():
+            if not _lives(caller):
+                caller.unlink(missing_ok=True)
+
     def serve(self) -> None:
         """Answer calls until `stop`, or SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -84,14 +93,13 @@ class Daemon:
         poll = select.poll()
         poll.register(self._calls, select.POLLIN)
         poll.register(self._wake[0], select.POLLIN)
-        rest = b""
-        while self._wake[0] not in (ready := dict(poll.poll(_IDLE_SECONDS * 1000))):
-            if not ready:
-                self._pool.submit(self._services["attach"].finish_left)
+        tidied = time.monotonic()
+        while self._wake[0] not in (ready := dict(poll.poll(_TIDY_SECONDS * 1000))):
+            if time.monotonic() - tidied >= _TIDY_SECONDS:
+                tidied = time.monotonic()
+                self._soon(self.tidy)
             if self._calls in ready:
-                *names, rest = (rest + os.read(self._calls, 1 << 16)).split(b"\n")
-                for name in names:
-                    self._pool.submit(self._call, name.decode("ascii", "replace"))
+                self._take()
 
     def stop(self) -> None:
         """Have `serve` return; also from a signal's handler."""
@@ -99,18 +107,34 @@ class Daemon:
             os.write(self._wake[1], b"\0")
 
     def close(self) -> None:
-        """Be gone for new callers, and wait a while for those that are here."""
+        """Be gone for new callers, and wait a while for those that are here, or about to announce themselves."""
         with suppress(FileNotFoundError):
             os.unlink(self.directory / SERVES)
-        self._pool.shutdown(wait=False)
         deadline = time.monotonic() + _GRACE_SECONDS
-        while (
-            any(_NAME.fullmatch(one.name) for one in os.scandir(self.directory))
-            and time.monotonic() < deadline
-        ):
+        while any(map(_lives, self._callers())) and time.monotonic() < deadline:
+            self._take()
             time.sleep(0.02)
+        self._pool.shutdown(wait=False)
         for end in (self._calls, *self._wake, self._lock):
             os.close(end)
+
+    def _callers(self) -> list[Path]:
+        """The FIFOs of those that call, or have died."""
+        return [Path(self.directory, name) for name in os.listdir(self.directory) if _NAME.fullmatch(name)]
+
+    def _take(self) -> None:
+        """The callers that have announced themselves."""
+        with suppress(BlockingIOError):
+            *names, self._rest = (self._rest + os.read(self._calls, 1 << 16)).split(b"\n")
+            for name in names:
+                self._soon(self._call, name.decode("ascii", "replace"))
+
+    def _soon(self, work: Callable[..., None], *about: str) -> None:
+        """On a thread of its own; where none can be started, on the next that is free."""
+        try:
+            self._pool.submit(work, *about)
+        except RuntimeError as error:
+            _log.error("a call has to wait for a thread: %s", error)
 
     # -- one call
 

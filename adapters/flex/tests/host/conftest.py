@@ -19,7 +19,7 @@ from volkit.host import loop, mounts
 from volkit_flex.kubelet import Kubelet
 from volkit_flex.main import run
 
-PATIENCE = 60.0
+PATIENCE = 90.0
 
 
 def wait_until(what: str, done: Callable[[], Any]) -> Any:

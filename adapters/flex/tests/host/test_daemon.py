@@ -13,8 +13,12 @@ import time
 
 import pytest
 
+from volkit import Engine
+from volkit_flex.daemon import Daemon, started
 from volkit_flex.kubelet import DriverError, Kubelet
 from volkit_flex.main import run
+from volkit_loop.backend import LoopBackend
+from volkit_loop.options import LoopSettings
 
 from .conftest import Host, answer_of, wait_until
 
@@ -83,7 +87,7 @@ def stopped_caller(host: Host, kubelet: Kubelet) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    wait_until("the caller waits", lambda: fifos(host))
+    wait_until("the caller waits", lambda: any(name.startswith(f"{caller.pid}.") for name in fifos(host)))
     return caller
 
 
@@ -101,6 +105,23 @@ def test_a_caller_is_answered_when_its_daemon_dies_and_another_starts(host: Host
     kubelet.call("unmount", str(host.home / "m"))
 
 
+def test_a_caller_that_comes_as_its_daemon_goes_is_answered(host: Host) -> None:
+    """It has found a daemon that was there; what it says to it is heard, though nobody else is let in any more."""
+    kubelet = host.install("--mode", "daemon")
+    daemon = host.serve()
+    daemon.send_signal(signal.SIGSTOP)
+    caller = stopped_caller(host, kubelet)
+    daemon.terminate()
+    daemon.send_signal(signal.SIGCONT)
+    output, _ = caller.communicate(timeout=60)
+    assert answer_of(output)["status"] == "Success"
+    host.stop(daemon)
+    assert fifos(host) == []
+    host.serve()
+    kubelet.call("unmount", str(host.home / "m"))
+    host.assert_clean()
+
+
 def test_killed_callers_leave_nothing(host: Host) -> None:
     kubelet = host.install("--mode", "daemon")
     daemon = host.serve()
@@ -115,6 +136,22 @@ def test_killed_callers_leave_nothing(host: Host) -> None:
     kubelet.call("unmount", str(host.home / "m"))
     assert len(host.images()) == 1
     host.assert_clean()
+
+
+def test_what_a_caller_left_that_was_never_heard_of_goes(host: Host) -> None:
+    engine = Engine(LoopBackend, LoopSettings(pool=host.pool), state_dir=host.state, node_id="node1")
+    daemon = Daemon(engine, host.home / "run")
+    daemon.start()
+    lives, died = f"{os.getpid()}.{started(os.getpid())}", "4194305.1"  # above what a process id can be
+    for name in (lives, died):
+        os.mkfifo(host.home / "run" / name)
+    daemon.tidy()
+    left = {one.name for one in (host.home / "run").iterdir()}
+    assert lives in left
+    assert died not in left
+    (host.home / "run" / lives).unlink()
+    daemon.close()
+    engine.close()
 
 
 @pytest.mark.needs("dash", "busybox")

@@ -23,6 +23,8 @@ from typing import Any
 
 from attrs import define, field
 
+from volkit.host import mounts
+
 
 class DriverError(Exception):
     """What kubelet makes an event of. `answer` is the driver's, {} where it gave none that can be read."""
@@ -167,12 +169,16 @@ class Kubelet:
             self._name(options)
             device = self.call("attach", options, self.node)["device"]
             device = self.call("waitforattach", device, options)["device"]
-            Path(self.device_path(name)).mkdir(parents=True, exist_ok=True)
-            self.call("mountdevice", self.device_path(name), device, options)
-        path = Path(self.pod_path(uid, name))
-        path.mkdir(parents=True, exist_ok=True)
-        self.call("mount", str(path), self.pod_options(uid, name, own, **more))
-        return path
+            self._mount("mountdevice", self.device_path(name), device, options)
+        path = self.pod_path(uid, name)
+        self._mount("mount", path, self.pod_options(uid, name, own, **more))
+        return Path(path)
+
+    def _mount(self, operation: str, path: str, *words: str) -> None:
+        """Where nothing is mounted yet."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+        if not mounts.is_mount_point(path):
+            self.call(operation, path, *words)
 
     def _name(self, options: str) -> None:
         try:
@@ -190,8 +196,8 @@ class Kubelet:
                 path.rmdir()
         if attach and last:
             device = Path(self.device_path(name))
-            if device.exists():
+            if mounts.is_mount_point(str(device)):  # nor for a device that is not mounted
                 self.call("unmountdevice", str(device))
-                if device.exists():
-                    device.rmdir()
+            if device.exists():
+                device.rmdir()
             self.call("detach", name, self.node)

@@ -345,7 +345,8 @@ def _migrate(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
     from volkit_flex.install import spelled
     from volkit_flex.migrate import migrate
 
-    flex = spelled(args.vendor, args.driver) if args.driver else ""
+    name = args.driver or (fixed.name if fixed is not None and args.vendor else "")
+    flex = spelled(args.vendor, name) if name else ""
     return migrate(
         settings_of(args, fixed), args.files, flex_driver=flex, csi_driver=args.csi_driver, name=args.name
     )

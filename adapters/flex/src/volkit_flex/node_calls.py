@@ -22,6 +22,7 @@ from volkit import (
     CapacityRange,
     FailedPrecondition,
     InUse,
+    Unavailable,
     VolkitError,
     carrying,
 )
@@ -231,7 +232,8 @@ class NodeCalls:
         with self._path(path, limits.patience()):
             record = self.records.get(records.PATH, path) or self._lost(path, device, limits)
             if record:
-                self.records.begin(path, record)
+                with suppress(Unavailable):  # a full or read-only disk is no reason not to unmount
+                    self.records.begin(path, record)
                 self._undo(path, record, limits)
             else:
                 self._take_away(path)

@@ -147,11 +147,11 @@ class Volumes:
         return size
 
     def attachment(self, call: Callout, options: Options, limits: Call) -> Attachment:
-        """What attach answered; else, of a driver before this one, what the storage says."""
+        """What attach answered; else, of a driver before this one, what the storage says. Nothing is made here."""
         attachment = token.decode(call.device)
         if attachment is not None:
             return attachment
-        volume_id, context = self.resolve(options, limits)
+        volume_id, context = self.resolve(evolve(options, create=False), limits)
         published = self.attach(volume_id, context, self.engine.node_id, options, limits)
         return Attachment(volume_id, options.volume, published, context)
 

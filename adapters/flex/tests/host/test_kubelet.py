@@ -424,6 +424,7 @@ def test_bad_input_fails_with_one_sentence_and_touches_nothing(host: Host) -> No
         ["waitforattach", "/etc/passwd", json.dumps(VOLUME)],
         ["waitforattach", "volkit:?x", json.dumps(VOLUME)],
         ["mountdevice", path, "/dev/not-there", json.dumps(VOLUME)],
+        ["mountdevice", path, "", json.dumps(VOLUME)],  # only attach makes a volume
         ["mountdevice", path, "volkit:v-gone", '{"volume": "v-gone"}'],
         ["expandfs", '{"volume": "v1"}', "", path, "1", "0"],
         ["expandfs", '{"volume": "v1"}', "", path, "many", "0"],

@@ -216,12 +216,16 @@ class NodeCalls:
         self.records.begin(path, record)
 
     def _refused(self, path: str, record: Mapping[str, Any], limits: Call) -> None:
-        """Undo what the engine did not: a stage that succeeded. An ephemeral volume is kept until its pod's directory
-        is gone, since the pod may have used it before.
+        """Undo what the engine did not: a stage that succeeded, or that it could not undo. An ephemeral volume is kept
+        until its pod's directory is gone, since the pod may have used it before.
         """
+        volume_id, staging, state = record["volume"], record["staging"], self.engine.node_state
+        stage = state.stage_record(volume_id) if state is not None else None
         try:
-            if self._is_own(record["staging"]):
-                self._down(record["volume"], path, record["staging"], limits, keep_target=True)
+            if self._is_own(staging):
+                self._down(volume_id, path, staging, limits, keep_target=True)
+            elif not staging and stage is not None and stage["path"] == path:
+                self._unstage(volume_id, path, limits)
             if not record["ephemeral"]:
                 self._forget(path, record)
         except VolkitError as error:
@@ -241,21 +245,24 @@ class NodeCalls:
     def _undo(self, path: str, record: Mapping[str, Any], limits: Call) -> None:
         """What a path's record tells of. Raises what the engine raises."""
         volume_id, staging = record["volume"], record["staging"]
-        if record["ephemeral"]:  # by its name, where the call was cut short before it was made
-            volume_id = self.volumes.id_of(volume_id, limits) or volume_id
-        if not staging and "node_stage" in self.engine.operations:
-            unstage = volkit.NodeUnstageRequest(volume_id=volume_id, staging_target_path=path)
-            self.engine.run("node_unstage", unstage, limits)
-        elif not staging:
-            self._take_away(path)
+        if not staging:
+            self._unstage(volume_id, path, limits)
         elif self._is_own(staging):
             self._down(volume_id, path, staging, limits)
         else:
             unpublish = volkit.NodeUnpublishRequest(volume_id=volume_id, target_path=path)
             self.engine.run("node_unpublish", unpublish, limits)
-        if record["ephemeral"]:
-            self.engine.run("delete_volume", volkit.DeleteVolumeRequest(volume_id=volume_id), limits)
+        # by its name, where the call was cut short before it was made
+        if record["ephemeral"] and (found := self.volumes.id_of(volume_id, limits)):
+            self.engine.run("delete_volume", volkit.DeleteVolumeRequest(volume_id=found), limits)
         self._forget(path, record)
+
+    def _unstage(self, volume_id: str, path: str, limits: Call) -> None:
+        if "node_stage" in self.engine.operations:
+            request = volkit.NodeUnstageRequest(volume_id=volume_id, staging_target_path=path)
+            self.engine.run("node_unstage", request, limits)
+        else:
+            self._take_away(path)
 
     def _down(
         self, volume_id: str, path: str, staging: str, limits: Call, *, keep_target: bool = False

@@ -94,15 +94,15 @@ class Host:
         finally:
             journal.close()
 
-    def begin(self, path: str) -> None:
-        """As a call that unmounts `path` and is killed."""
+    def begin(self, path: str, record: dict[str, Any] | None = None) -> None:
+        """As a call that unmounts `path`, or mounts there what `record` tells of, and is killed."""
         import volkit
         from volkit_flex.records import PATH, Records
 
         journal = volkit.open_journal(f"sqlite://{self.state}/journal.db")
         try:
             found = Records(journal)
-            found.begin(path, found.get(PATH, path))
+            found.begin(path, record or found.get(PATH, path))
         finally:
             journal.close()
 

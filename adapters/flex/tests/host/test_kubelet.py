@@ -285,6 +285,19 @@ def test_an_ephemeral_volume_stays_while_its_pod_is_there(host: Host) -> None:
     host.assert_clean()
 
 
+def test_an_ephemeral_volume_whose_mount_died_before_it_was_recorded_goes(host: Host) -> None:
+    kubelet = host.install()
+    path = str(host.home / "m")
+    kubelet.call("mount", path, json.dumps({"volume": "u1-scratch", "size": "32Mi"}))
+    kubelet.call("unmount", path)
+    record = {"volume": "u1-scratch", "name": "scratch", "staging": f"{host.state}/flex/x", "ephemeral": True}
+    host.begin(kubelet.pod_path("u1", "scratch"), record)
+    assert len(host.images()) == 1
+    kubelet.call("unmount", path)
+    assert host.images() == []
+    host.assert_clean()
+
+
 def test_a_device_that_another_namespace_holds_is_not_let_go(host: Host) -> None:
     """The answer is Failure, and the path stays: kubelet repeats only the unmount of a path that is there."""
     kubelet = host.install()

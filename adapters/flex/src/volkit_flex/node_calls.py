@@ -285,17 +285,28 @@ class NodeCalls:
             self.records.forget(records.DEVICE, record["name"])
         self.records.unmounted(path)
 
-    def finish_left(self, released: str = "") -> None:
-        """Undo what calls began and nobody ends; `released` is the name of what kubelet has done with. Of what cannot
-        be undone the log tells.
+    def release(self, name: str, limits: Call) -> None:
+        """Before a volume is detached from this node, since kubelet says that it is not in use: undo what it does not
+        know of, as of a call that was killed after its mount and before its answer. A pod's stays if it was answered.
         """
+        device, state = self.records.get(records.DEVICE, name), self.engine.node_state
+        if not device or state is None:
+            return
+        for path in self.records.all(records.OPEN):
+            if self.records.get(records.PATH, path).get("staging") == device["path"]:
+                self._unmount(path, "", limits)
+        if not state.mounted_target(device["volume"]):
+            self._unmount(device["path"], name, limits)
+
+    def finish_left(self) -> None:
+        """Undo what calls began and nobody ends. Of what cannot be undone the log tells."""
         for path, mark in self.records.all(records.OPEN).items():
             if time.time() - mark["tried"] < _LEFT_PAUSE:
                 continue
             try:
                 with self._path(path, 0.0):
                     record = self.records.get(records.PATH, path)
-                    if record and self._is_left(path, record, released):
+                    if record and self._is_left(path, record):
                         self.records.tried(path)
                         self._undo(path, record, Call(deadline=time.monotonic() + _LEFT_SECONDS, wait=0.0))
                         _log.info("%s: undid what a call left there", path)
@@ -304,14 +315,14 @@ class NodeCalls:
             except VolkitError as error:
                 _log.warning("%s: what a call left there is not undone: %s", path, error.message)
 
-    def _is_left(self, path: str, record: Mapping[str, Any], released: str) -> bool:
+    def _is_left(self, path: str, record: Mapping[str, Any]) -> bool:
         """Under the path's lock: does nobody come back for it? What kubelet wants, it asks for again."""
         mark = self.records.get(records.OPEN, path)
         if not mark or not _is_there(path):
             return bool(mark)
         if record["ephemeral"] or mounts.is_mount_point(path):
             return False
-        return released == record["name"] or bool(time.time() - mark["begun"] > _REPEAT_SECONDS)
+        return bool(time.time() - mark["begun"] > _REPEAT_SECONDS)
 
     # -- places
 

@@ -98,16 +98,16 @@ class Service:
             _log.warning("%s failed after %.3f s: %s", _named(call), time.monotonic() - begun, error.message)
             raise
         finally:
-            self.finish_left(call.name if call.node == self.engine.node_id else "")
+            self.finish_left()
         _log.info("%s: done in %.3f s", _named(call), time.monotonic() - begun)
         return answer
 
-    def finish_left(self, released: str = "") -> None:
+    def finish_left(self) -> None:
         """See `NodeCalls.finish_left`: for no call to fail of."""
         if self.engine.node is None:
             return
         try:
-            self.node.finish_left(released)
+            self.node.finish_left()
         except Exception:
             _log.exception("what other calls left cannot be looked after")
 
@@ -133,6 +133,11 @@ class Service:
 
     def getvolumename(self, call: Callout, limits: Call) -> Answer:
         return {"volumeName": wire.identity(call.options)}
+
+    def detach(self, call: Callout, limits: Call) -> Answer:
+        if call.node == self.engine.node_id and self.engine.node is not None:
+            self.node.release(call.name, limits)
+        return self.controller.detach(call, limits)
 
 
 def _named(call: Callout) -> str:

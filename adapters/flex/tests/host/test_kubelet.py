@@ -234,6 +234,8 @@ def test_what_kubelet_does_not_ask_for_again_is_undone_by_the_next_call(host: Ho
     kubelet.call("isattached", kubelet.options("pv-1", VOLUME), "node1")
     assert host.attached()  # the directory is there: kubelet may come back for it
     os.rmdir(device)
+    kubelet.call("isattached", kubelet.options("pv-1", VOLUME), "node1")
+    wait_until("the device is gone", lambda: not host.attached())
     kubelet.end_pod("u1", "pv-1")
     host.assert_clean()
     assert "undid what a call left there" in host.log()
@@ -246,6 +248,19 @@ def test_a_device_that_no_pod_waits_for_any_more_is_let_go_with_detach(host: Hos
     kubelet.call("unmount", kubelet.pod_path("u1", "pv-1"))
     host.begin(kubelet.device_path("pv-1"))
     mounts.unmount(kubelet.device_path("pv-1"))
+    kubelet.call("detach", "pv-1", "node1")
+    host.assert_clean()
+
+
+def test_what_was_mounted_and_never_answered_goes_before_the_detach(host: Host) -> None:
+    """mount, or mountdevice, was killed after its work: to kubelet it failed, and its pod was deleted meanwhile."""
+    kubelet = host.install("--attach", "yes")
+    kubelet.start_pod("u1", "pv-1", VOLUME)
+    kubelet.call("detach", "pv-1", "node1")
+    assert len(host.mounted()) == 2  # it was answered, so a pod may be using it
+    host.begin(kubelet.pod_path("u1", "pv-1"))
+    kubelet.call("detach", "pv-1", "node2")
+    assert len(host.mounted()) == 2
     kubelet.call("detach", "pv-1", "node1")
     host.assert_clean()
 

@@ -149,7 +149,9 @@ class Daemon:
             if out < 0:
                 _log.info("caller %s was gone before its call began: nothing was done", name)
                 return
-            _say(out, self._answer(words))
+            answer = self._answer(words)
+            if _say(out, answer) and words[0] in self._services:
+                self._services[words[0]].heard(words[1:], answer)
         except Exception:
             _log.exception("a call could not be answered")
         finally:
@@ -255,6 +257,11 @@ def _opened(path: Path) -> int:
             return fd
 
 
-def _say(out: int, answer: Answer) -> None:
-    with os.fdopen(out, "wb") as caller, suppress(BrokenPipeError):
-        caller.write(wire.encode(answer))
+def _say(out: int, answer: Answer) -> bool:
+    """Was there still a caller?"""
+    try:
+        with os.fdopen(out, "wb") as caller:
+            caller.write(wire.encode(answer))
+    except BrokenPipeError:
+        return False
+    return True

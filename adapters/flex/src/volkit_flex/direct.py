@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
+    from volkit_flex.service import Service
     from volkit_flex.wire import Answer
 
 _ROTATE_BYTES = 8 << 20
@@ -33,7 +34,7 @@ def main(config: str, launcher: str, words: list[str]) -> NoReturn:
         answer = _answer(config, words, out)
     except BaseException as error:
         answer = wire.failure(error)
-    out.end(answer)
+    out.end(answer, words)
 
 
 class _Out:
@@ -43,7 +44,7 @@ class _Out:
         self._launcher = launcher
         self._stdout = os.dup(1)  # not inherited: a program that goes on does not keep kubelet waiting
         os.dup2(2, 1)
-        self.engine: object = None
+        self.service: Service | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
 
@@ -51,25 +52,32 @@ class _Out:
         self._say({"status": wire.FAILURE, "message": f"the call was stopped by signal {number}: repeat it"})
         os._exit(1)
 
-    def _say(self, answer: Answer) -> None:
+    def _say(self, answer: Answer) -> bool:
+        """Is anybody there?"""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         line = wire.encode(answer)
-        while line:
-            line = line[os.write(self._stdout, line) :]
+        try:
+            while line:
+                line = line[os.write(self._stdout, line) :]
+        except OSError:
+            return False
         os.close(self._stdout)
+        return True
 
-    def end(self, answer: Answer) -> NoReturn:
+    def end(self, answer: Answer, words: list[str]) -> NoReturn:
         """Answer, and keep what was read for it. A call that hangs goes on under its lock, without anybody who waits
         for it.
         """
-        self._say(answer)
-        code = wire.exit_code(answer)
-        close = getattr(self.engine, "close", None)
-        if close is not None and close():
-            os.kill(int(self._launcher), signal.SIGUSR1)
-            while close(60.0):
-                pass
+        heard = self._say(answer)
+        code = wire.exit_code(answer) if heard else 1
+        if self.service is not None:
+            if heard:
+                self.service.heard(words, answer)
+            if self.service.engine.close():
+                os.kill(int(self._launcher), signal.SIGUSR1)
+                while self.service.engine.close(60.0):
+                    pass
         try:
             kept.keep()
         finally:  # it is answered, whatever that comes to
@@ -90,7 +98,7 @@ def _answer(config: str, words: list[str], out: _Out) -> Answer:
     from volkit_flex.opening import open_service
 
     service = open_service(settings)
-    out.engine = service.engine
+    out.service = service
     return service.handle(words)
 
 

@@ -207,7 +207,6 @@ class NodeCalls:
                 if record and not isinstance(error, Ambiguous) and not mounts.is_mount_point(path):
                     self._refused(path, record, limits)
                 raise
-            self.records.mounted(path)
 
     def _begin(self, path: str, **record: Any) -> None:
         old = self.records.get(records.PATH, path)
@@ -284,6 +283,12 @@ class NodeCalls:
         if not record["staging"] and self.records.get(records.DEVICE, record["name"]).get("path") == path:
             self.records.forget(records.DEVICE, record["name"])
         self.records.unmounted(path)
+
+    def heard(self, path: str) -> None:
+        """Kubelet knows what is mounted at `path`."""
+        with self._path(path, 0.0):
+            if self.records.get(records.OPEN, path) and mounts.is_mount_point(path):
+                self.records.mounted(path)
 
     def release(self, name: str, limits: Call) -> None:
         """Before a volume is detached from this node, since kubelet says that it is not in use: undo what it does not

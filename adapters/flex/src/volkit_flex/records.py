@@ -5,7 +5,7 @@
                                                 this node; "wanted" is what the options called it
     flex-path/<path>    {"volume", "staging", "ephemeral"}   mounted on this node: by mountdevice where "staging" is "",
                                                 else by mount, from there
-    flex-open/<path>    {"begun", "tried"}      a call that mounts or unmounts there began, and has not ended
+    flex-open/<path>    {"begun", "tried"}      a call that mounts or unmounts there began, and was not answered yet
     flex-made/<volume>  {"id"}                  on the controller's side: it is there, or it was lost
     flex-node/<node>    {"node_id"}             a node's name with what it told of itself, for a journal that is shared
 
@@ -62,7 +62,7 @@ class Records:
         self._journal.write(Put(key(OPEN, path), mark), durable=False)
 
     def mounted(self, path: str) -> None:
-        """The call has ended, and something is mounted."""
+        """The call has ended, and its caller knows."""
         self._journal.write(Delete(key(OPEN, path)), durable=False)
 
     def unmounted(self, path: str) -> None:

@@ -102,6 +102,15 @@ class Service:
         _log.info("%s: done in %.3f s", _named(call), time.monotonic() - begun)
         return answer
 
+    def heard(self, words: list[str], answer: Answer) -> None:
+        """The caller of a command line has its answer: what is mounted is known to be."""
+        if answer["status"] != wire.SUCCESS or words[0] not in ("mount", "mountdevice"):
+            return
+        try:
+            self.node.heard(words[1])
+        except Exception as error:  # it is answered, and that it was is for the next call to know
+            _log.warning("%s of %s was answered, and is not recorded so: %s", words[0], words[1], error)
+
     def finish_left(self) -> None:
         """See `NodeCalls.finish_left`: for no call to fail of."""
         if self.engine.node is None:

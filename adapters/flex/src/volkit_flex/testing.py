@@ -83,6 +83,7 @@ class FlexDriver:
         self.calls.append(words[0])
         line = wire.encode(self._service.handle(list(words)))
         answer: dict[str, Any] = json.loads(line)
+        self._service.heard(list(words), answer)
         if answer["status"] == wire.SUCCESS:
             return answer
         if answer["status"] == wire.NOT_SUPPORTED:

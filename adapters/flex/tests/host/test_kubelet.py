@@ -265,6 +265,21 @@ def test_what_was_mounted_and_never_answered_goes_before_the_detach(host: Host) 
     host.assert_clean()
 
 
+def test_an_answer_that_nobody_hears_is_none(host: Host) -> None:
+    """Kubelet ended while it waited for a mount, and knows nothing of it when it is there again."""
+    kubelet = host.install("--attach", "yes")
+    kubelet.start_pod("u1", "pv-1", VOLUME)
+    kubelet.call("unmount", kubelet.pod_path("u1", "pv-1"))
+    words = ["mount", kubelet.pod_path("u1", "pv-1"), kubelet.pod_options("u1", "pv-1", VOLUME)]
+    with subprocess.Popen([kubelet.driver, *words], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert process.returncode == 1
+    assert len(host.mounted()) == 2
+    kubelet.call("detach", "pv-1", "node1")
+    host.assert_clean()
+
+
 @pytest.mark.parametrize("attach", ["yes", "no"])
 def test_a_mount_that_is_refused_leaves_nothing(host: Host, attach: str) -> None:
     """Kubelet does not ask for the unmount of what was never mounted."""

@@ -3,8 +3,8 @@
     flex-pv/<PV>        {"volume", "nodes"}     on the controller's side: what `detach` finds its volume by
     flex-device/<PV>    {"volume", "wanted", "path", "publish_context", "volume_context"}   mounted by mountdevice on
                                                 this node; "wanted" is what the options called it
-    flex-path/<path>    {"volume", "name", "staging", "ephemeral"}   mounted on this node: by mountdevice where "staging"
-                                                is "", else by mount, from there
+    flex-path/<path>    {"volume", "name", "staging", "ephemeral"}   mounted on this node: by mountdevice where
+                                                "staging" is "", else by mount, from there
     flex-open/<path>    {"begun", "tried"}      a call that mounts or unmounts there began, and was not answered yet
     flex-made/<volume>  {"id"}                  on the controller's side: it is there, or it was lost
     flex-node/<node>    {"node_id"}             a node's name with what it told of itself, for a journal that is shared

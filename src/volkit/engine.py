@@ -164,13 +164,17 @@ class Engine:
             undoes=operation in _UNDOING,
         )
 
-    def find(self, name: str, call: Call = Call(), secrets: Secrets = NO_SECRETS) -> Volume | None:
+    def find(
+        self, name: str, call: Call = Call(), secrets: Secrets = NO_SECRETS, *, keep: bool = False
+    ) -> Volume | None:
         """The volume of this name, for a platform that knows volumes by name; None where it is proven that there is
-        none. Raises Unsupported without a controller, and what a look at the storage raises.
+        none. `keep`: one that was made here, was not removed and is not in the storage raises Unavailable, for a
+        platform that would make another one. Raises Unsupported without a controller, and what a look at the storage
+        raises.
         """
         if self.provisioning is None:
             raise Unsupported("to find a volume by its name takes the controller service")
-        look = functools.partial(self.provisioning.find_volume, name, call, secrets)
+        look = functools.partial(self.provisioning.find_volume, name, call, secrets, keep=keep)
         work = functools.partial(
             self.lanes.run, "find_volume", name, look, until=call.deadline, patience=call.patience()
         )

@@ -100,9 +100,9 @@ class Making(Generic[T]):
         name = entry.value.get("name") if entry else None
         return self._locks.hold(*([self._name_key(name)] if name else []), self._id_key(id_), wait=wait)
 
-    def find(self, name: str, secrets: Secrets) -> Found[T] | None:
+    def find(self, name: str, secrets: Secrets, *, keep: bool = False) -> Found[T] | None:
         """What was made under `name`, by this or an earlier process, as it is now; None where there is
-        nothing.
+        nothing. `keep`: what was made and is not there any more raises Unavailable, instead of being forgotten.
         """
         entry = self._journal.get(self._name_key(name))
         record = entry.value if entry else {}
@@ -118,6 +118,11 @@ class Making(Generic[T]):
                 self._settle(name, thing, asked)
             return Found(thing, asked)
         if record.get("id"):
+            if keep:
+                raise Unavailable(
+                    f"{self._sort} {name!r} was made as {id_!r}, and the storage does not have it: is all of it there? "
+                    f"Where the {self._sort} is gone for good, remove it"
+                )
             self._forget(name, id_)
         elif not self._repeatable and (aside := self._cut_short(name, record)):
             raise Unavailable(

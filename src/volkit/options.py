@@ -289,7 +289,7 @@ def read_fields(cls: type, values: Mapping[str, str], what: str = "parameter") -
     for key, text in values.items():
         one = by_spelling.get(key)
         if one is None:
-            raise InvalidArgument(_unknown(key, [o.key for o in options], by_spelling, what))
+            raise InvalidArgument(unknown_option(key, sorted(o.key for o in options), by_spelling, what))
         if one.field in fields:
             raise InvalidArgument(f"{what} {one.key!r} is given twice, once as {key!r}")
         try:
@@ -331,10 +331,11 @@ def complete(cls: type[T], fields: Mapping[str, Any], what: str = "parameter") -
     )  # here: the error itself is not chained to it
 
 
-def _unknown(key: str, keys: list[str], spellings: Iterable[str], what: str) -> str:
+def unknown_option(key: str, keys: list[str], spellings: Iterable[str], what: str) -> str:
+    """What to say of an option that nobody knows: the known ones are `keys`, the nearest of `spellings` was meant."""
     import difflib
 
     near = difflib.get_close_matches(key[:128], spellings, n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    valid = f"valid are {', '.join(sorted(keys))}" if keys else "it takes none"
+    valid = f"valid are {', '.join(keys)}" if keys else "it takes none"
     return f"unknown {what} {key[:128]!r}: {valid}{hint}"

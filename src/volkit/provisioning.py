@@ -218,18 +218,30 @@ class Provisioning:
         return entry
 
     def find_volume(
-        self, name: str, call: requests.Call, secrets: model.Secrets = model.NO_SECRETS
+        self,
+        name: str,
+        call: requests.Call,
+        secrets: model.Secrets = model.NO_SECRETS,
+        *,
+        keep: bool = False,
     ) -> Volume | None:
-        """What was made under this name, by whomever; None where the storage proves that there is nothing."""
+        """What was made under this name, by whomever; None where the storage proves that there is nothing. `keep`: see
+        `Making.find`.
+        """
         validate.check_name(name)
         with self.volumes.lock_name(name, call.patience()):
-            found = self.volumes.find(name, secrets)
+            found = self.volumes.find(name, secrets, keep=keep)
         return _allow_first_format(found.thing) if found else None
 
     def name_of(self, volume_id: str) -> str:
         """The name that a volume was made under, or "" where that is not recorded."""
         entry = self._journal.get(key("volume", volume_id))
         return str(entry.value.get("name") or "") if entry else ""
+
+    def id_of(self, name: str) -> str:
+        """The id of what was made under this name, or "" where that is not recorded."""
+        entry = self._journal.get(key("volume-name", name))
+        return str(entry.value.get("id") or "") if entry else ""
 
     def names(self) -> list[tuple[str, str]]:
         """Every recorded name with the id that it stands for."""

@@ -14,8 +14,9 @@ last begin, which is how long a daemon may take to start a container; five are e
 seen to have it meanwhile. Where nothing is mounted (a reboot, a begin that failed) nobody has it. Where one user begins
 again and, by these rules, nobody has it, what was begun before is void.
 
-    use/<volume id>     {"name", "path", "staging", "holders": {who: how often}, "since"}
+    use/<volume id>     {"name", "path", "staging", "holders": {who: how often}, "since": on the clock of "boot"}
     asked/<volume id>   what its creator asked for; asked-of/<name> until the id is known
+    node-of/<volume id> on a journal that hosts share: the node that has it; node-of/<id>/<node> where many may
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,9 @@ class Uses:
         self._engine = engine
         self._root = root
         self._shared = isinstance(engine.journal, SharedJournal)
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            self._boot = file.read().strip()
+        self._swept = not self._shared
         self._closing = threading.Event()
         self._watching: threading.Thread | None = None
         self._began = threading.Event()
@@ -89,7 +93,7 @@ class Uses:
     # -- how a volume is to be mounted
 
     @contextmanager
-    def remembered(self, name: str, asked: Asked) -> Iterator[Callable[[str], None]]:
+    def remembered(self, name: str, asked: Asked, clone_of: str = "") -> Iterator[Callable[[str], None]]:
         """While a volume is made: keep what its creator asks for, where every node finds it, also where this process
         dies meanwhile. What it gives is to be called with the volume's id. Raises AlreadyExists where the volume was
         made with something else.
@@ -97,14 +101,18 @@ class Uses:
         journal, draft = self._engine.journal, key("asked-of", name)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = {**asdict(asked), "mount_flags": list(asked.mount_flags), "name": name, "created": created}
+        record |= {"clone_of": clone_of} if clone_of else {}
         journal.write(Put(draft, record), durable=True)
 
         def made(volume_id: str) -> None:
-            if journal.get(key("asked", volume_id)) is None:
-                journal.write(Put(key("asked", volume_id), record), Delete(draft), durable=True)
-            elif (before := self.asked(volume_id)) != asked:
+            entry = journal.get(key("asked", volume_id))
+            if entry is None or entry.value.get("removing"):
+                revision = entry.revision if entry else 0
+                kept = Put(key("asked", volume_id), record, revision=revision)
+                journal.write(kept, Delete(draft), durable=True)
+            elif different := _different(self.asked(volume_id), asked):
                 raise AlreadyExists(
-                    f"volume {name!r} was made with {before}: remove it, or choose another name"
+                    f"volume {name!r} was made with another {different}: remove it, or choose another name"
                 )
 
         try:
@@ -113,6 +121,31 @@ class Uses:
             if not isinstance(error, Ambiguous):
                 journal.write(Delete(draft), durable=False)
             raise
+
+    def cloned_from(self, volume_id: str) -> str:
+        """The name of which it is a clone, as its creator wrote it, or ""."""
+        entry = self._engine.journal.get(key("asked", volume_id))
+        return str(entry.value.get("clone_of", "")) if entry else ""
+
+    @contextmanager
+    def removing(self, name: str, volume_id: str, call: r.Call) -> Iterator[None]:
+        """While a volume is removed: nobody has it, on this node or on another, and what its creator asked for is void
+        at the end, also where this process dies meanwhile. Raises InUse.
+        """
+        journal, asked_key = self._engine.journal, key("asked", volume_id)
+        with self._engine.locks.hold(key("use", volume_id), wait=call.patience()):
+            self._release(volume_id, call)
+            with self._claimed(volume_id, name):
+                entry = journal.get(asked_key)
+                if entry is not None:
+                    journal.write(Put(asked_key, {**entry.value, "removing": True}), durable=True)
+                try:
+                    yield
+                except VolkitError as error:
+                    if entry is not None and not isinstance(error, Ambiguous):
+                        journal.write(Put(asked_key, entry.value), durable=False)
+                    raise
+                self.forget(name, volume_id)
 
     def asked(self, volume_id: str, name: str = "") -> Asked:
         """What was asked for; the defaults for a volume that nobody made here."""
@@ -126,14 +159,18 @@ class Uses:
         )
 
     def created(self, volume_id: str) -> str:
-        """When it was made, in UTC as RFC 3339 has it; "" where that is not recorded."""
-        entry = self._engine.journal.get(key("asked", volume_id))
-        return str(entry.value.get("created", "")) if entry else ""
+        """When it was made, in UTC as RFC 3339 has it; "" where that is not known."""
+        with suppress(VolkitError):
+            if entry := self._engine.journal.get(key("asked", volume_id)):
+                return str(entry.value.get("created", ""))
+        return ""
 
     def all_created(self) -> dict[str, str]:
-        """When each volume was made, by id."""
-        found = self._engine.journal.scan(key("asked", ""))
-        return {parts(entry.key)[1]: str(entry.value.get("created", "")) for entry in found}
+        """When each volume was made, by id, where that is known."""
+        with suppress(VolkitError):
+            found = self._engine.journal.scan(key("asked", ""))
+            return {parts(entry.key)[1]: str(entry.value.get("created", "")) for entry in found}
+        return {}
 
     def forget(self, name: str, volume_id: str = "") -> None:
         """The volume is removed; without an id, by somebody who did not come to the end of it."""
@@ -152,14 +189,23 @@ class Uses:
         """
         use_key = key("use", volume.id)
         with self._engine.locks.hold(use_key, wait=call.patience()):
-            self._claim(volume, name)
+            self._claim(volume.id, name)
             record = self._record(volume.id) or self._new(volume, name)
-            holders = dict(record["holders"]) if mounts.is_mount_point(record["path"]) else {}
+            mounted = mounts.is_mount_point(record["path"])
+            holders = dict(record["holders"]) if mounted else {}
             if who in holders and self._is_nobodys(volume.id, record):
                 holders.clear()
             holders[who] = holders.get(who, 0) + 1
-            self._write(use_key, {**record, "holders": holders, "since": time.time()}, durable=True)
-            self._up(volume, record, asked, call)
+            began = {"since": _now(), "boot": self._boot}
+            self._write(use_key, {**record, **began, "holders": holders}, durable=True)
+            try:
+                self._up(volume, record, asked, call)
+            except VolkitError as error:
+                if not mounted and not isinstance(
+                    error, Ambiguous
+                ):  # no end follows: leave nothing, and no claim
+                    self._quietly_down(volume.id, record)
+                raise
             self._began.set()
             return str(record["path"])
 
@@ -175,22 +221,21 @@ class Uses:
             if left <= 0:
                 del holders[who]
             self._write(use_key, {**record, "holders": holders}, durable=False)
-            if not holders and not self._held_for_long(record):
+            if not holders and not self._held_for_long(volume_id, record):
                 self._down(volume_id, record, call)
 
-    def release(self, volume_id: str, call: r.Call) -> None:
-        """Take the volume down if nobody really has it, whoever is recorded; before it is removed. Raises InUse."""
-        with self._engine.locks.hold(key("use", volume_id), wait=call.patience()):
-            record = self._record(volume_id)
-            if record is None:
-                return
-            told = bool(record["holders"]) and mounts.is_mount_point(record["path"])
-            starting = self._may_be_starting(volume_id, record)
-            if told and (starting or _is_held(record)):
-                who = ", ".join(sorted(record["holders"]))
-                wait = f"; if it is gone, repeat this in {GRACE_SECONDS:.0f} s" if starting else ""
-                raise InUse(f"volume {record['name']!r} is used by {who}{wait}")
-            self._down(volume_id, record, call)
+    def _release(self, volume_id: str, call: r.Call) -> None:
+        """Take the volume down if nobody really has it, whoever is recorded. Raises InUse."""
+        record = self._record(volume_id)
+        if record is None:
+            return
+        told = bool(record["holders"]) and mounts.is_mount_point(record["path"])
+        starting = told and self._may_be_starting(volume_id, record)
+        if starting or self._held_for_long(volume_id, record):
+            who = ", ".join(sorted(record["holders"])) or "somebody who said to have ended"
+            wait = f"; if it is gone, repeat this in {GRACE_SECONDS:.0f} s" if starting else ""
+            raise InUse(f"volume {record['name']!r} is used by {who}{wait}")
+        self._down(volume_id, record, call)
 
     def path(self, volume_id: str) -> str:
         """Where the volume is mounted, or ""."""
@@ -249,6 +294,9 @@ class Uses:
     def _quietly(self) -> bool:
         """Settle; whether somebody is expected who is not seen yet."""
         try:
+            if not self._swept:
+                self._unclaim_unused()
+                self._swept = True
             self.settle()
             return any(map(self._is_unseen, self.uses()))
         except VolkitError as error:
@@ -259,7 +307,7 @@ class Uses:
         try:
             with self._engine.locks.hold(key("use", use.volume_id), wait=0):
                 record = self._record(use.volume_id)
-                if record is None or record["since"] != use.since or _is_held(record):
+                if record is None or record["since"] != use.since or self._is_held(use.volume_id, record):
                     return False
                 mounted = mounts.is_mount_point(record["path"])
                 if record["holders"] and mounted and not namespaces.can_see_everybody():
@@ -275,48 +323,99 @@ class Uses:
 
     def _may_be_starting(self, volume_id: str, record: Mapping[str, Any]) -> bool:
         """May a daemon still be starting what began last?"""
+        if record.get("boot") != self._boot:
+            return False
         seen = self._seen.get(volume_id) == record["since"]
-        return time.time() - float(record["since"]) < (
-            min(SEEN_SECONDS, GRACE_SECONDS) if seen else GRACE_SECONDS
-        )
+        return _now() - float(record["since"]) < (min(SEEN_SECONDS, GRACE_SECONDS) if seen else GRACE_SECONDS)
 
     def _is_unseen(self, use: Use) -> bool:
         seen = self._seen.get(use.volume_id) == use.since
-        return bool(use.holders) and not seen and time.time() - use.since < GRACE_SECONDS
+        return bool(use.holders) and not seen and 0 <= _now() - use.since < GRACE_SECONDS
 
     def _is_nobodys(self, volume_id: str, record: Mapping[str, Any]) -> bool:
         """Is it seen that nobody has it, and can nobody be starting?"""
         if self._may_be_starting(volume_id, record) or not namespaces.can_see_everybody():
             return False
-        return not _is_held(record)
+        return not self._is_held(volume_id, record)
 
-    @staticmethod
-    def _held_for_long(record: Mapping[str, Any]) -> bool:
-        """Does another mount namespace have it, also a moment later, when one that ends is gone?"""
+    def _held_for_long(self, volume_id: str, record: Mapping[str, Any]) -> bool:
+        """Does anybody have it, also a moment later, when one that ends is gone?"""
         for pause in (0.05, 0.2, 0.5):
-            if not _is_held(record):
+            if not self._is_held(volume_id, record):
                 return False
             time.sleep(pause)
-        return _is_held(record)
+        return self._is_held(volume_id, record)
+
+    def _is_held(self, volume_id: str, record: Mapping[str, Any]) -> bool:
+        """Does anybody have it, for all that can be seen? Here too, where what serves it ends when it is taken down: of
+        a stopped container Docker copies in its own mount namespace. A directory may be mounted by anybody.
+        """
+        state = self._engine.node_state
+        known = [state.stage_record(volume_id) or {}, *state.targets(volume_id)] if state else []
+        own = any((one.get("connection") or {}).get("kind") in ("block", "fuse") for one in known)
+        return _holders(record, namespaces.mounts_elsewhere(threads=True, own=own)) > 0
 
     # -- the way up and down
 
-    def _claim(self, volume: Volume, name: str) -> None:
-        """On a journal that hosts share: a volume for one node is used on one node. Raises InUse."""
+    def _claim(self, volume_id: str, name: str, *, alone: bool = False) -> None:
+        """On a journal that hosts share: a volume for one node is used on one node, and one that is removed (`alone`)
+        on none. Raises InUse.
+        """
         if not self._shared:
             return
         journal, node = self._engine.journal, self._engine.node_id
-        claim = key("node-of", volume.id)
-        entry = journal.get(claim)
-        many = self._mode().multi_node
-        if entry is not None and entry.value["node"] != node and not many:
-            raise InUse(
-                f"volume {name!r} is in use on node {entry.value['node']!r}; where that node is gone for good: "
-                f"`volkit journal --forget '{claim}'`"
-            )
-        if entry is None or entry.value["node"] != node:
-            revision = entry.revision if entry is not None and many else 0
-            journal.write(Put(claim, {"node": node, "name": name}, revision=revision), durable=True)
+        mine, claim = self._claim_key(volume_id), {"node": node, "name": name, "alone": alone}
+        entry = journal.get(mine)
+        if entry is not None and entry.value["node"] != node:
+            raise self._elsewhere(mine, entry.value)
+        if entry is None or entry.value.get("alone", False) != alone:
+            journal.write(Put(mine, claim, revision=entry.revision if entry else 0), durable=True)
+        if not self._mode().multi_node:
+            return
+        for other in journal.scan(
+            key("node-of", volume_id, "")
+        ):  # after its own is there: one of two sees the other
+            if other.key != mine and (alone or other.value.get("alone")):
+                if entry is None:
+                    journal.write(Delete(mine), durable=False)
+                raise self._elsewhere(other.key, other.value)
+
+    def _claim_key(self, volume_id: str) -> str:
+        many = (self._engine.node_id,) if self._mode().multi_node else ()
+        return key("node-of", volume_id, *many)
+
+    @staticmethod
+    def _elsewhere(claim: str, value: Mapping[str, Any]) -> InUse:
+        doing = "removed" if value.get("alone") else "in use"
+        return InUse(
+            f"volume {value['name']!r} is {doing} on node {value['node']!r}; where that node is gone for good: "
+            f"`volkit journal --forget '{claim}'`"
+        )
+
+    @contextmanager
+    def _claimed(self, volume_id: str, name: str) -> Iterator[None]:
+        """Nobody begins on another node meanwhile. Raises InUse."""
+        self._claim(volume_id, name, alone=True)
+        try:
+            yield
+        finally:
+            self._unclaim(volume_id)
+
+    def _unclaim(self, volume_id: str) -> None:
+        if not self._shared:
+            return
+        entry = self._engine.journal.get(self._claim_key(volume_id))
+        if entry is not None and entry.value["node"] == self._engine.node_id:
+            self._engine.journal.write(Delete(entry.key, revision=entry.revision), durable=False)
+
+    def _unclaim_unused(self) -> None:
+        """What this node claims and does not use: it died between the two, or while it removed a volume."""
+        for entry in self._engine.journal.scan(key("node-of", "")):
+            if entry.value["node"] == self._engine.node_id:
+                volume_id = parts(entry.key)[1]
+                with suppress(Aborted), self._engine.locks.hold(key("use", volume_id), wait=0):
+                    if self._record(volume_id) is None:
+                        self._unclaim(volume_id)
 
     def _mode(self) -> AccessMode:
         modes = self._engine.backend.limits.access_modes
@@ -339,7 +438,8 @@ class Uses:
             "path": str(self._root / "volumes" / short),
             "staging": str(self._root / "staging" / short),
             "holders": {},
-            "since": time.time(),
+            "since": _now(),
+            "boot": self._boot,
         }
 
     def _up(self, volume: Volume, record: Mapping[str, Any], asked: Asked, call: r.Call) -> None:
@@ -358,10 +458,12 @@ class Uses:
         carrying.down(self._engine, volume_id, target=record["path"], staging=record["staging"], call=call)
         self._seen.pop(volume_id, None)
         self._engine.node_journal.write(Delete(key("use", volume_id)), durable=False)
-        if self._shared:
-            entry = self._engine.journal.get(key("node-of", volume_id))
-            if entry is not None and entry.value["node"] == self._engine.node_id:
-                self._engine.journal.write(Delete(entry.key, revision=entry.revision), durable=False)
+        self._unclaim(volume_id)
+
+    def _quietly_down(self, volume_id: str, record: Mapping[str, Any]) -> None:
+        """After an error that is to be told instead of this one's; what stays is taken down later."""
+        with suppress(VolkitError):
+            self._down(volume_id, record, r.Call())
 
     def _record(self, volume_id: str) -> Mapping[str, Any] | None:
         entry = self._engine.node_journal.get(key("use", volume_id))
@@ -381,5 +483,12 @@ def _holders(record: Mapping[str, Any], elsewhere: namespaces.Elsewhere) -> int:
     return namespaces.count_holders(record["path"], elsewhere, copies=copies)
 
 
-def _is_held(record: Mapping[str, Any]) -> bool:
-    return _holders(record, namespaces.mounts_elsewhere()) > 0
+def _different(before: Asked, asked: Asked) -> str:
+    """In which option they differ, or ""; what is in it may be secret."""
+    shown = {"fs_type": "fs-type", "mount_flags": "mount-options", "readonly": "readonly"}
+    return next((name for part, name in shown.items() if getattr(before, part) != getattr(asked, part)), "")
+
+
+def _now() -> float:
+    """Seconds since the machine was started: the time of day is set anew just when containers start."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -15,14 +15,14 @@ A spelling that the backend declares for a parameter of its own is the backend's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from attrs import frozen
 
 from volkit.backend import Backend
 from volkit.errors import InvalidArgument
 from volkit.model import CapacityRange, CloneSource, SnapshotSource, Source, Value
-from volkit.options import declared, parse_size
+from volkit.options import declared, parse_size, unknown_option
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without the cost of typing; checkers know the name
 if TYPE_CHECKING:
@@ -93,11 +93,18 @@ def read(given: Mapping[str, str], backend: type[Backend[Any, Any]]) -> Wanted:
     )
 
 
-def refuse_unknown(parameters: Mapping[str, str], backend: type[Backend[Any, Any]]) -> None:
-    """Raises InvalidArgument for an option that nobody knows, with those that somebody does."""
-    if unknown := sorted(parameters.keys() - _spellings(backend)):
-        known = ", ".join([*OPTIONS, *sorted(one.key for one in declared(backend.parameters))])
-        raise InvalidArgument(f"unknown option {unknown[0][:64]!r}: valid are {known}")
+def refuse_unknown(
+    parameters: Mapping[str, str], backend: type[Backend[Any, Any]], *, also: Iterable[str] = ()
+) -> None:
+    """Raises InvalidArgument for an option that nobody knows, with those that somebody does (`also` are the platform's
+    own), and the one that was probably meant.
+    """
+    spellings = _spellings(backend)
+    if unknown := sorted(parameters.keys() - spellings):
+        own = [*OPTIONS, *also]
+        known = [*own, *sorted(one.key for one in declared(backend.parameters))]
+        every = sorted({*own, *_SPELLED, *spellings})
+        raise InvalidArgument(unknown_option(unknown[0], known, every, "option"))
 
 
 def read_switch(name: str, text: str) -> bool:

@@ -20,22 +20,32 @@ from volkit.host.mounts import Mount, mount_at, parse_mountinfo
 
 _HOST_PIDS = "pid:[4026531836]"  # include/linux/proc_ns.h, PROC_PID_INIT_INO
 
+_SYS_PTRACE = 19  # include/uapi/linux/capability.h
+
 Elsewhere: TypeAlias = Mapping[tuple[int, int], Sequence[Sequence[Mount]]]
 """By device, and for each mount namespace: its mounts of it."""
 
 
 def can_see_everybody() -> bool:
-    """Does this process see the mount namespaces of all others (the host's pid namespace, and its root)?"""
+    """Does this process see the mount namespaces of all others (in the host's pid namespace, with SYS_PTRACE)?"""
     try:
-        return os.readlink("/proc/self/ns/pid") == _HOST_PIDS and os.geteuid() == 0
+        if os.readlink("/proc/self/ns/pid") != _HOST_PIDS:
+            return False
+        status = Path("/proc/self/status").read_text("ascii", "replace")
     except OSError:
         return False
+    capable = next((line for line in status.splitlines() if line.startswith("CapEff:")), "CapEff: 0")
+    return bool(int(capable.split()[1], 16) >> _SYS_PTRACE & 1)
 
 
-def mounts_elsewhere() -> Elsewhere:
-    """The mounts of each mount namespace that is not this process's, read through one process of it."""
+def mounts_elsewhere(*, threads: bool = False, own: bool = False) -> Elsewhere:
+    """The mounts of each mount namespace that is not this process's, read through one process of it.
+
+    `threads`: also of those that single threads have, as Docker's have while they copy; it takes longer. `own`: of this
+    process's too.
+    """
     found: dict[tuple[int, int], list[list[Mount]]] = {}
-    for _, table in _other_tables():
+    for _, table in _tables(threads=threads, own=own):
         devices: dict[tuple[int, int], list[Mount]] = {}
         for mount in table:
             devices.setdefault(mount.device, []).append(mount)
@@ -44,16 +54,23 @@ def mounts_elsewhere() -> Elsewhere:
     return found
 
 
-def _other_tables() -> Iterator[tuple[str, list[Mount]]]:
-    """Each other mount namespace's table, with the process that it was read through."""
-    seen = {os.readlink("/proc/self/ns/mnt")}
+def _tables(*, threads: bool = False, own: bool = False) -> Iterator[tuple[str, list[Mount]]]:
+    """Each mount namespace's table, with the process that it was read through."""
+    seen = set() if own else {os.readlink("/proc/self/ns/mnt")}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(OSError):
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace not in seen:
-                table = parse_mountinfo(Path(f"/proc/{pid}/mountinfo").read_bytes())
-                seen.add(namespace)
-                yield pid, table
+        for task in _tasks(pid) if threads else (f"/proc/{pid}",):
+            with suppress(OSError):
+                namespace = os.readlink(f"{task}/ns/mnt")
+                if namespace not in seen:
+                    table = parse_mountinfo(Path(f"{task}/mountinfo").read_bytes())
+                    seen.add(namespace)
+                    yield pid, table
+
+
+def _tasks(pid: str) -> Iterator[str]:
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/task"):
+            yield f"/proc/{pid}/task/{name}"
 
 
 def users_elsewhere(device: tuple[int, int], *, limit: int = 3) -> list[str]:
@@ -62,7 +79,7 @@ def users_elsewhere(device: tuple[int, int], *, limit: int = 3) -> list[str]:
     """
     found = (
         f"a mount at {mount.mount_point} in the mount namespace of pid {pid} ({process_name(pid)})"
-        for pid, table in _other_tables()
+        for pid, table in _tables(threads=True)
         for mount in table
         if mount.device == device
     )
@@ -70,7 +87,7 @@ def users_elsewhere(device: tuple[int, int], *, limit: int = 3) -> list[str]:
 
 
 def count_holders(path: str, elsewhere: Elsewhere, *, copies: Sequence[str] = ()) -> int:
-    """How many other mount namespaces have what is mounted at `path` here, at another place; 0 where nothing is.
+    """How many of these mount namespaces have what is mounted at `path` here, at another place; 0 where nothing is.
 
     At a place that ends like one of `copies` it is only a copy, as each service of systemd with a namespace of its own
     has one; below another root too, as the host has one of a managed plugin's.

@@ -8,7 +8,7 @@ import os
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +113,17 @@ def _serve(args: Namespace, backend: type[Backend[Any, Any]] | None, name: str) 
             App(service), address, tls=(args.tls_cert, args.tls_key, args.tls_ca) if args.tls_cert else None
         )
         server.start()
-        with engine.listening(server.made) if server.made else nullcontext():
-            spec = announce(args, called, address)
+        with ExitStack() as ending:
+            ending.callback(server.stop)
+            if server.made:
+                ending.enter_context(engine.listening(server.made))
+            if spec := announce(args, called, address):
+                ending.callback(spec.unlink, missing_ok=True)
             engine.watch()
+            ending.callback(service.uses.close)
             service.uses.watch()
-            try:
-                with volkit.launch.observed(engine, args):
-                    server.serve()
-            finally:
-                service.uses.close()
-                if spec:
-                    spec.unlink(missing_ok=True)
+            with volkit.launch.observed(engine, args):
+                server.serve()
     finally:
         left = engine.close(1.0)
     return left

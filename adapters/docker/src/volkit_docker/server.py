@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from cheroot import server, wsgi
 from cheroot.ssl.builtin import BuiltinSSLAdapter
+from cheroot.workers.threadpool import ThreadPool
 
 from volkit import FailedPrecondition, InvalidArgument, NotFound, VolkitError, events
 from volkit.sockets import Listener, UnixSocket
@@ -22,7 +23,8 @@ from volkit_docker.service import Answer, Service
 
 MAX_BODY: Final = 1 << 20
 MAX_HEADER: Final = 1 << 16
-THREADS: Final = 32
+THREADS: Final = 16
+MOST_THREADS: Final = 512
 BACKLOG: Final = 512  # of connections: a full one refuses on a unix socket at once (unix(7), EAGAIN)
 FIRST_PASSED: Final = 3
 """The first descriptor that systemd passes (SD_LISTEN_FDS_START)."""
@@ -131,6 +133,44 @@ def _body(environ: Mapping[str, Any]) -> bytes:
     return data
 
 
+class _Threads(ThreadPool):
+    """As many as calls wait: those of a storage that hangs keep no other call waiting, nor the end of the process, as
+    what a daemon thread starts is a daemon too.
+    """
+
+    def __init__(self, served: Any) -> None:
+        super().__init__(served, min=THREADS, max=MOST_THREADS)
+        self._take = self.get
+        self.get = self._next
+        self._counting = threading.Lock()
+        self._free = 0  # threads that wait for a connection, less connections that wait for a thread
+
+    def start(self) -> None:
+        _in_daemon(super().start)
+
+    def _next(self) -> Any:
+        with self._counting:
+            self._free += 1
+        return self._take()
+
+    def put(self, obj: Any) -> None:
+        with self._counting:
+            self._free -= 1
+            more = self._free < 0
+        if more:
+            _in_daemon(lambda: self.grow(THREADS))
+        super().put(obj)
+
+    def stop(self, timeout: int = 5) -> None:
+        _in_daemon(lambda: super(_Threads, self).stop(timeout), timeout)
+
+
+def _in_daemon(work: Callable[[], Any], seconds: float | None = None) -> None:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
 class _Request(server.HTTPRequest):
     """One whose errors, found before the application is asked, are in the protocol's form as well."""
 
@@ -175,12 +215,12 @@ class Server:
         self._http = _Http(
             str(address) if given else address,
             app,
-            numthreads=THREADS,
             request_queue_size=BACKLOG,
             server_name="volkit-docker",
             shutdown_timeout=5,
             timeout=300,
         )
+        self._http.requests = _Threads(self._http)
         self._http.max_request_header_size = MAX_HEADER
         self._http.expiration_interval = look_seconds
         if tls is not None:

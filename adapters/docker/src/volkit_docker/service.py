@@ -5,6 +5,7 @@ https://docs.docker.com/engine/extend/plugins_volume/. What it leaves open, and 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any
 import volkit
 from volkit import (
     Call,
+    CloneSource,
     CreateVolumeRequest,
     DeleteVolumeRequest,
     Engine,
     GetVolumeRequest,
     InvalidArgument,
     NotFound,
+    Source,
+    VolkitError,
     Volume,
     format_size,
 )
@@ -32,10 +36,15 @@ LONG_SECONDS = 115.0
 SHORT_SECONDS = 55.0
 """The others: Docker waits for one minute."""
 
+RECORDED_SECONDS = 4.0
+"""How long the storage is waited for where the journal knows the answer too; Podman waits for five."""
+
 LONGEST = 4096
 """Characters of a name or of a caller's id; what a volume's name may have is the engine's to say."""
 
 Answer = dict[str, Any]
+
+_log = logging.getLogger("volkit.docker")
 
 
 class Service:
@@ -49,6 +58,7 @@ class Service:
         self.engine = engine
         self._wait = wait
         self.uses: Uses = Uses(engine, root)
+        self._ids: dict[str, str] = {}  # by name, as the journal told last: it may be away too
         self.calls: Mapping[str, Callable[[Mapping[str, Any]], Answer]] = {
             "/Plugin.Activate": self.activate,
             "/VolumeDriver.Capabilities": self.capabilities,
@@ -71,11 +81,9 @@ class Service:
         name = _text(request, "Name")
         wanted = read(_options(request), self.engine.backend)
         refuse_unknown(wanted.parameters, self.engine.backend)
-        source = wanted.source
         call = self._call(LONG_SECONDS)
-        if isinstance(source, volkit.CloneSource):
-            found = self._find(source.volume_id, call)  # by name; what is not there, the engine refuses
-            source = volkit.CloneSource(found.id) if found is not None else source
+        found = self._find(name, call)  # one that is away is not made anew, empty
+        source = self._source(wanted.source, found, call)
         create: CreateVolumeRequest[Any] = CreateVolumeRequest(
             name=name,
             parameters=wanted.parameters,
@@ -83,18 +91,33 @@ class Service:
             capabilities=(self.uses.capability(wanted.asked),),
             source=source,
         )
-        with self.uses.remembered(name, wanted.asked) as made:
+        clone_of = wanted.source.volume_id if isinstance(wanted.source, CloneSource) else ""
+        with self.uses.remembered(name, wanted.asked, clone_of) as made:
             made(self.engine.run("create_volume", create, call).id)
         return {"Err": ""}
+
+    def _source(self, wanted: Source | None, found: Volume | None, call: Call) -> Source | None:
+        """What is cloned is known by its name; what is not there, the engine refuses. Of a clone that was made already
+        it may be gone.
+        """
+        if not isinstance(wanted, CloneSource):
+            return wanted
+        if found is not None and self.uses.cloned_from(found.id) == wanted.volume_id:
+            return found.source
+        source = self._find(wanted.volume_id, call)
+        return CloneSource(source.id) if source is not None else wanted
 
     def remove(self, request: Mapping[str, Any]) -> Answer:
         name = _text(request, "Name")
         call = self._call(SHORT_SECONDS)
-        volume = self._find(name, call)
-        if volume is not None:
-            self.uses.release(volume.id, call)
-            self.engine.run("delete_volume", DeleteVolumeRequest(volume_id=volume.id), call)
-        self.uses.forget(name, volume.id if volume is not None else "")
+        volume_id = self._recorded(name)
+        if not volume_id and (volume := self._find(name, call)) is not None:
+            volume_id = volume.id
+        if volume_id:
+            with self.uses.removing(name, volume_id, call):
+                self.engine.run("delete_volume", DeleteVolumeRequest(volume_id=volume_id), call)
+        else:
+            self.uses.forget(name)
         return {"Err": ""}
 
     def mount(self, request: Mapping[str, Any]) -> Answer:
@@ -117,21 +140,46 @@ class Service:
         return {"Err": ""}
 
     def path(self, request: Mapping[str, Any]) -> Answer:
-        volume = self._known(_text(request, "Name"), self._call(SHORT_SECONDS))
-        return {"Mountpoint": self.uses.path(volume.id), "Err": ""}
+        name = _text(request, "Name")
+        volume_id = self._recorded(name) or self._known(name, self._call(SHORT_SECONDS)).id
+        return {"Mountpoint": self.uses.path(volume_id), "Err": ""}
 
     def get(self, request: Mapping[str, Any]) -> Answer:
+        """Where the storage is away, what is recorded: after an error Docker makes a local volume of the name."""
         name = _text(request, "Name")
-        volume = self._known(name, self._call(SHORT_SECONDS))
-        path, created = self.uses.path(volume.id), self.uses.created(volume.id)
-        return {"Volume": {**_entry(name, path, created), "Status": self._status(volume, path)}, "Err": ""}
+        volume_id = self._recorded(name)
+        volume, away = None, ""
+        try:
+            volume = self._known(name, self._call(RECORDED_SECONDS if volume_id else SHORT_SECONDS))
+            volume_id = volume.id
+        except (NotFound, InvalidArgument):
+            raise
+        except VolkitError as error:
+            if not volume_id:
+                raise
+            away = error.message
+            _log.warning("volume %r is told of as it is recorded: %s", name, away)
+        path, created = self.uses.path(volume_id), self.uses.created(volume_id)
+        status = self._status(volume_id, path, look=volume is not None)
+        if volume is None:
+            status["size"] = f"not known: {away}"
+        else:
+            status["size"] = format_size(volume.capacity) if volume.capacity else "unbounded"
+        return {"Volume": {**_entry(name, path, created), "Status": status}, "Err": ""}
 
     def listing(self, request: Mapping[str, Any]) -> Answer:
-        call = self._call(SHORT_SECONDS)
-        names = dict(self.engine.provisioning.names()) if self.engine.provisioning else {}
+        """Where the storage is away, what is recorded."""
+        names = self._all_recorded()
         if "list_volumes" in self.engine.operations:
             named = {id_: name for name, id_ in names.items()}
-            names = {named.get(id_, id_): id_ for id_ in self._listed(call)}
+            try:
+                listed = self._listed(self._call(RECORDED_SECONDS if names else SHORT_SECONDS))
+            except VolkitError as error:
+                if not names:
+                    raise
+                _log.warning("volumes are listed as they are recorded: %s", error.message)
+            else:
+                names |= {id_: id_ for id_ in listed if id_ not in named}
         mounted = {use.volume_id: use.path for use in self.uses.uses() if is_mount_point(use.path)}
         created = self.uses.all_created()
         found = [
@@ -148,13 +196,41 @@ class Service:
         """The volume of this name, or of this id, as an administrator's has; None where it is proven to be none. What
         is not known raises: Docker would make a local volume of the name.
         """
-        found = self.engine.find(name, call)
+        found = self.engine.find(name, call, keep=True)
         if found is not None:
             return found
         try:
             return self.engine.run("get_volume", GetVolumeRequest(volume_id=name), call).volume  # type: ignore[no-any-return]
         except NotFound:
             return None
+
+    def _recorded(self, name: str) -> str:
+        """The id of what was made under this name; "" where nothing was. Raises what the journal raises, where it is
+        away and has not told before.
+        """
+        if self.engine.provisioning is None:
+            return ""
+        try:
+            found = self.engine.provisioning.id_of(name)
+        except VolkitError:
+            if name in self._ids:
+                return self._ids[name]
+            raise
+        if found:
+            self._ids[name] = found
+        else:
+            self._ids.pop(name, None)
+        return found
+
+    def _all_recorded(self) -> dict[str, str]:
+        """The same of all names."""
+        if self.engine.provisioning is not None:
+            try:
+                self._ids = dict(self.engine.provisioning.names())
+            except VolkitError:
+                if not self._ids:
+                    raise
+        return dict(self._ids)
 
     def _known(self, name: str, call: Call) -> Volume:
         volume = self._find(name, call)
@@ -172,23 +248,22 @@ class Service:
             if not token:
                 return found
 
-    def _status(self, volume: Volume, path: str) -> Answer:
-        """What `docker volume inspect` shows of it; `path` is where it is mounted, or ""."""
-        use = self.uses.of(volume.id)
+    def _status(self, volume_id: str, path: str, *, look: bool) -> Answer:
+        """What `docker volume inspect` shows of it; `path` is where it is mounted, or ""; `look` how full it is."""
+        use = self.uses.of(volume_id)
         holders = dict(use.holders) if use is not None and path else {}
         status: Answer = {
             "backend": self.engine.backend.name,
-            "id": volume.id,
-            "size": format_size(volume.capacity) if volume.capacity else "unbounded",
+            "id": volume_id,
             "state": "published" if path else "created",
             "mounts": sum(holders.values()),
             "holders": holders,
         }
-        if path:
-            request = volkit.NodeStatsRequest(volume_id=volume.id, volume_path=path)
+        if path and look:
+            request = volkit.NodeStatsRequest(volume_id=volume_id, volume_path=path)
             try:
                 usage = self.engine.run("node_stats", request, self._call(5.0)).usage
-            except volkit.VolkitError as error:
+            except VolkitError as error:
                 status["used"] = f"not known: {error.message}"
             else:
                 status["used"] = format_size(usage.used) if usage.used else "0"

@@ -191,7 +191,7 @@ class Uses:
         with self._engine.locks.hold(use_key, wait=call.patience()):
             self._claim(volume.id, name)
             record = self._record(volume.id) or self._new(volume, name)
-            mounted = mounts.is_mount_point(record["path"])
+            mounted, staged = (mounts.is_mount_point(record[place]) for place in ("path", "staging"))
             holders = dict(record["holders"]) if mounted else {}
             if who in holders and self._is_nobodys(volume.id, record):
                 holders.clear()
@@ -201,9 +201,8 @@ class Uses:
             try:
                 self._up(volume, record, asked, call)
             except VolkitError as error:
-                if not mounted and not isinstance(
-                    error, Ambiguous
-                ):  # no end follows: leave nothing, and no claim
+                # no end follows: leave nothing that was not there, and no claim
+                if not (mounted or staged or isinstance(error, Ambiguous)):
                     self._quietly_down(volume.id, record)
                 raise
             self._began.set()
@@ -456,9 +455,9 @@ class Uses:
 
     def _down(self, volume_id: str, record: Mapping[str, Any], call: r.Call) -> None:
         carrying.down(self._engine, volume_id, target=record["path"], staging=record["staging"], call=call)
+        self._unclaim(volume_id)  # before the record goes: where the journal is away, both go later
         self._seen.pop(volume_id, None)
         self._engine.node_journal.write(Delete(key("use", volume_id)), durable=False)
-        self._unclaim(volume_id)
 
     def _quietly_down(self, volume_id: str, record: Mapping[str, Any]) -> None:
         """After an error that is to be told instead of this one's; what stays is taken down later."""

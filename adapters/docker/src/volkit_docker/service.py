@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,12 @@ class Service:
         self.engine = engine
         self._wait = wait
         self.uses: Uses = Uses(engine, root)
-        self._ids: dict[str, str] = {}  # by name, as the journal told last: it may be away too
+        self._ids: dict[
+            str, str
+        ] = {}  # by name, as the journal told last: one that is shared may be away too
+        if self.uses.shared:
+            with suppress(VolkitError):
+                self._all_recorded()
         self.calls: Mapping[str, Callable[[Mapping[str, Any]], Answer]] = {
             "/Plugin.Activate": self.activate,
             "/VolumeDriver.Capabilities": self.capabilities,

@@ -140,7 +140,7 @@ class Pool:
             record = _read_record(path)
         except FileNotFoundError:
             if not os.path.isdir(f"{self._root}/{kind}"):
-                raise Unavailable(f"the pool {self._root} is away: is its file system mounted?") from None
+                raise self._away() from None
             raise NotFound(f"there is no {kind[:-1]} {id_!r} in the pool {self._root}") from None
         return Image(
             kind=kind,
@@ -163,7 +163,14 @@ class Pool:
                         yield self.get(kind, id_)
 
     def _shards(self, kind: str, first: str = "") -> list[str]:
-        return sorted(name for name in os.listdir(f"{self._root}/{kind}") if len(name) == 2 and name >= first)
+        try:
+            names = os.listdir(f"{self._root}/{kind}")
+        except FileNotFoundError:
+            raise self._away() from None
+        return sorted(name for name in names if len(name) == 2 and name >= first)
+
+    def _away(self) -> Unavailable:
+        return Unavailable(f"the pool {self._root} is away: is its file system mounted?")
 
     def available(self, *, preallocate: bool = False) -> int:
         """Bytes that new images can still be promised, as of the last minute at most; or take at once."""

@@ -1,0 +1,267 @@
+"""Who uses a volume: told by an orchestrator, and seen in mount tables; on one node, and on two."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from attrs import field, frozen
+
+from volkit import requests as r
+from volkit.backend import Limits
+from volkit.engine import Engine
+from volkit.errors import AlreadyExists, InUse, ResourceExhausted, Unavailable
+from volkit.host import mounts
+from volkit.journal import Delete, Lease, Put, SharedJournal, key
+from volkit.journal.memory import MemoryJournal
+from volkit.model import AccessMode, Volume
+from volkit.testing.memory import ARRAYS, MemoryBackend, MemorySettings, memory_settings
+from volkit.uses import Uses
+from volkit.wanted import Asked
+
+pytestmark = pytest.mark.root
+CALL = r.Call(wait=5.0)
+
+
+class ForOneNode(MemoryBackend):
+    limits: ClassVar[Limits] = Limits(
+        granularity=1, default_size=1 << 20, access_modes=frozenset({AccessMode.SINGLE_NODE_WRITER})
+    )
+
+
+@frozen
+class _Lease(Lease):
+    key: str
+    lock: threading.Lock = field(eq=False)
+    revision: int = 1
+    lost: bool = False
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+class Etcd(MemoryJournal, SharedJournal):
+    """A journal of two hosts, in one process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.locks: dict[str, threading.Lock] = {}
+        self.away = False
+
+    def lease(self, key: str, *, wait: float) -> Lease | None:
+        lock = self.locks.setdefault(key, threading.Lock())
+        return _Lease(key, lock) if lock.acquire(timeout=wait) else None
+
+    def write(self, *changes: Put | Delete, durable: bool = True) -> None:
+        if self.away:
+            raise Unavailable("etcd is away")
+        super().write(*changes, durable=durable)
+
+
+class Host:
+    """One node: an engine, and the uses of its volumes."""
+
+    def __init__(
+        self, home: Path, name: str, backend: type[MemoryBackend], settings: Any, journal: Any = None
+    ) -> None:
+        self.engine = Engine(
+            backend,
+            settings,
+            state_dir=home / name / "state",
+            journal=journal or MemoryJournal(),
+            node_journal=MemoryJournal() if journal else None,
+            node_id=name,
+        )
+        self.uses = Uses(self.engine, home / name / "mounts")
+
+    def create(self, name: str = "v") -> Volume:
+        request: r.CreateVolumeRequest[Any] = r.CreateVolumeRequest(
+            name=name, parameters={}, capabilities=(self.uses.capability(Asked()),)
+        )
+        made: Volume = self.engine.run("create_volume", request)
+        return made
+
+    def begin(self, volume: Volume, who: str = "a") -> str:
+        return self.uses.begin(volume, "v", who, Asked(), CALL)
+
+    def remove(self, volume: Volume) -> None:
+        with self.uses.removing("v", volume.id, CALL):
+            self.engine.run("delete_volume", r.DeleteVolumeRequest(volume_id=volume.id))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    for one in reversed(mounts.mounts(under=str(tmp_path))):
+        mounts.unmount(one.mount_point, lazy=True)
+
+
+@pytest.fixture
+def settings(home: Path) -> MemorySettings:
+    return memory_settings(root=home / "array")
+
+
+@pytest.fixture(params=[ForOneNode, MemoryBackend], ids=["one node", "many nodes"])
+def hosts(home: Path, settings: MemorySettings, request: pytest.FixtureRequest) -> list[Host]:
+    journal = Etcd()
+    return [Host(home, name, request.param, settings, journal) for name in ("n1", "n2")]
+
+
+def claims(host: Host) -> list[str]:
+    return [entry.key for entry in host.engine.journal.scan(key("node-of", ""))]
+
+
+def test_a_volume_that_another_host_uses_is_not_removed(hosts: list[Host]) -> None:
+    one, two = hosts
+    volume = one.create()
+    path = Path(one.begin(volume))
+    (path / "file").write_text("kept")
+    with pytest.raises(InUse, match=r"in use on node 'n1'.*`volkit journal --forget 'node-of/"):
+        two.remove(volume)
+    assert (path / "file").read_text() == "kept"
+    one.uses.end(volume.id, "a", CALL)
+    assert claims(one) == []
+    two.remove(volume)
+    assert claims(one) == []
+
+
+def test_hosts_that_may_share_a_volume_each_keep_it(home: Path, settings: MemorySettings) -> None:
+    """What one ends, the other still has."""
+    journal = Etcd()
+    one, two, three = (Host(home, name, MemoryBackend, settings, journal) for name in ("n1", "n2", "n3"))
+    volume = one.create()
+    for host in (one, two):
+        host.begin(volume)
+    two.uses.end(volume.id, "a", CALL)
+    with pytest.raises(InUse, match="in use on node 'n1'"):
+        three.remove(volume)
+    one.uses.end(volume.id, "a", CALL)
+    three.remove(volume)
+
+
+def test_a_volume_that_is_removed_is_not_begun_elsewhere(hosts: list[Host]) -> None:
+    one, two = hosts
+    volume = one.create()
+    with one.uses.removing("v", volume.id, CALL):
+        with pytest.raises(InUse, match="is removed on node 'n1'"):
+            two.begin(volume)
+        one.engine.run("delete_volume", r.DeleteVolumeRequest(volume_id=volume.id))
+    assert claims(one) == []
+
+
+def test_a_claim_without_a_use_is_given_back_at_the_next_start(hosts: list[Host]) -> None:
+    """The plugin was killed between the two."""
+    one, two = hosts
+    volume, used = one.create(), one.create("w")
+    one.begin(volume)
+    one.uses.begin(used, "w", "a", Asked(), CALL)
+    one.uses.end(volume.id, "a", CALL)
+    kept = claims(one)
+    for stale in kept:
+        entry = one.engine.journal.get(stale)
+        assert entry is not None
+        one.engine.journal.write(Put(stale.replace(used.id, volume.id), entry.value))
+    assert len(claims(one)) == 2
+    one.uses.watch()
+    end = time.monotonic() + 20
+    while claims(one) != kept:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    one.uses.close()
+    two.begin(volume)
+
+
+def test_a_claim_that_cannot_be_given_back_yet_is_given_back_later(hosts: list[Host]) -> None:
+    one, _ = hosts
+    volume = one.create()
+    one.begin(volume)
+    journal = one.engine.journal
+    assert isinstance(journal, Etcd)
+    journal.away = True
+    with pytest.raises(Unavailable):
+        one.uses.end(volume.id, "a", CALL)
+    assert len(claims(one)) == 1
+    journal.away = False
+    assert one.uses.settle() == 1
+    assert claims(one) == []
+    assert one.uses.uses() == []
+
+
+def test_a_begin_that_fails_leaves_nothing(hosts: list[Host], settings: MemorySettings) -> None:
+    """Nobody ends it, and the orchestrator goes to another node."""
+    one, two = hosts
+    volume = one.create()
+
+    def fail(method: str) -> None:
+        if method == "controller_publish":
+            raise ResourceExhausted("no port is left")
+
+    ARRAYS[settings.array].before = fail
+    with pytest.raises(ResourceExhausted):
+        one.begin(volume)
+    ARRAYS[settings.array].before = lambda method: None
+    assert one.uses.uses() == []
+    two.begin(volume)
+
+
+@pytest.fixture
+def host(home: Path, settings: MemorySettings) -> Host:
+    return Host(home, "n1", MemoryBackend, settings)
+
+
+def test_the_time_of_day_decides_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is set while a machine starts, which is when containers start."""
+    volume = host.create()
+    path = host.begin(volume)
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    assert host.uses.settle() == 0
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert host.uses.settle() == 0
+    assert mounts.is_mount_point(path)
+    entry = host.engine.node_journal.get(key("use", volume.id))
+    assert entry is not None
+    host.engine.node_journal.write(Put(entry.key, {**entry.value, "boot": "an earlier one"}))
+    assert host.uses.settle() == 1
+    assert not mounts.is_mount_point(path)
+
+
+def test_who_has_ended_and_still_has_it_keeps_it_from_being_removed(host: Host, tmp_path: Path) -> None:
+    volume = host.create()
+    path, place = host.begin(volume), tmp_path / "inside"
+    place.mkdir()
+    command = f"mount --bind {path} {place} && umount {path} && echo ready && exec sleep 1000"
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", command], stdout=subprocess.PIPE) as container:
+        assert container.stdout is not None
+        container.stdout.readline()
+        host.uses.end(volume.id, "a", CALL)
+        with pytest.raises(InUse, match="is used by somebody who said to have ended"):
+            host.remove(volume)
+        container.kill()
+    host.remove(volume)
+    assert mounts.mounts(under=str(tmp_path / "n1")) == []
+
+
+def test_what_was_asked_for_goes_with_its_volume(host: Host) -> None:
+    """Also where the plugin is killed in between: the storage gives the same id again, to something else."""
+    with host.uses.remembered("v", Asked(readonly=True)) as made:
+        made("id-1")
+    with (
+        pytest.raises(AlreadyExists, match="another mount-options") as refused,
+        host.uses.remembered("v", Asked(readonly=True, mount_flags=("password=hidden",))) as made,
+    ):
+        made("id-1")
+    assert "hidden" not in str(refused.value)
+    with pytest.raises(KeyboardInterrupt), host.uses.removing("v", "id-1", CALL):
+        raise KeyboardInterrupt  # killed
+    with host.uses.remembered("v", Asked(fs_type="xfs")) as made:
+        made("id-1")
+    assert host.uses.asked("id-1") == Asked(fs_type="xfs")
+    with pytest.raises(InUse), host.uses.removing("v", "id-1", CALL):
+        raise InUse("refused")
+    with pytest.raises(AlreadyExists, match="another fs-type"), host.uses.remembered("v", Asked()) as made:
+        made("id-1")

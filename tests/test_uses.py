@@ -13,6 +13,7 @@ import pytest
 from attrs import field, frozen
 
 from volkit import requests as r
+from volkit import uses as module
 from volkit.backend import Limits
 from volkit.engine import Engine
 from volkit.errors import AlreadyExists, InUse, ResourceExhausted, Unavailable
@@ -39,7 +40,10 @@ class _Lease(Lease):
     key: str
     lock: threading.Lock = field(eq=False)
     revision: int = 1
-    lost: bool = False
+
+    @property
+    def lost(self) -> bool:
+        return False
 
     def release(self) -> None:
         self.lock.release()
@@ -244,6 +248,23 @@ def test_who_has_ended_and_still_has_it_keeps_it_from_being_removed(host: Host, 
         container.kill()
     host.remove(volume)
     assert mounts.mounts(under=str(tmp_path / "n1")) == []
+
+
+def test_who_counts_by_itself_is_believed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Podman mounts once, restarts containers without a word, and unmounts once; it may forget that it mounted."""
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.0)
+    volume = host.create()
+    path = host.begin(volume, "other")
+    for _ in range(3):
+        assert host.uses.begin(volume, "v", "podman", Asked(), CALL, keeps=True) == path
+    assert host.uses.settle() == 0
+    host.uses.end(volume.id, "podman", CALL)
+    assert host.uses.settle() == 1
+    host.uses.begin(volume, "v", "podman", Asked(), CALL, keeps=True)
+    mounts.unmount(path)  # as a reboot does
+    assert host.uses.settle() == 1
+    host.uses.begin(volume, "v", "podman", Asked(), CALL, keeps=True)
+    host.remove(volume)
 
 
 def test_what_was_asked_for_goes_with_its_volume(host: Host) -> None:

@@ -12,9 +12,11 @@ that timed out). So a volume is taken down only where the record says that nobod
 has it mounted; and it is taken down, whatever the record says, where nobody has had it for `GRACE_SECONDS` after the
 last begin, which is how long a daemon may take to start a container; five are enough where all its users were
 seen to have it meanwhile. Where nothing is mounted (a reboot, a begin that failed) nobody has it. Where one user begins
-again and, by these rules, nobody has it, what was begun before is void.
+again and, by these rules, nobody has it, what was begun before is void. One that counts its containers by itself, and
+begins once for all of them (Podman), has the volume until it ends.
 
-    use/<volume id>     {"name", "path", "staging", "holders": {who: how often}, "since": on the clock of "boot"}
+    use/<volume id>     {"name", "path", "staging", "holders": {who: how often}, "since": on the clock of "boot",
+                         "keepers": [who counts by itself]}
     asked/<volume id>   what its creator asked for; asked-of/<name> until the id is known
     node-of/<volume id> on a journal that hosts share: the node that has it; node-of/<id>/<node> where many may
 """
@@ -182,10 +184,13 @@ class Uses:
 
     # -- begin and end
 
-    def begin(self, volume: Volume, name: str, who: str, asked: Asked, call: r.Call) -> str:
+    def begin(
+        self, volume: Volume, name: str, who: str, asked: Asked, call: r.Call, *, keeps: bool = False
+    ) -> str:
         """Have `volume` mounted, and `who` among its users; returns the path. To repeat it is safe.
 
-        Raises InUse where the volume is for one node and another one has it.
+        `keeps`: `who` counts its containers by itself and begins once for all, so that it has the volume until it ends,
+        also while no container runs. Raises InUse where the volume is for one node and another one has it.
         """
         use_key = key("use", volume.id)
         with self._engine.locks.hold(use_key, wait=call.patience()):
@@ -193,10 +198,11 @@ class Uses:
             record = self._record(volume.id) or self._new(volume, name)
             mounted, staged = (mounts.is_mount_point(record[place]) for place in ("path", "staging"))
             holders = dict(record["holders"]) if mounted else {}
-            if who in holders and self._is_nobodys(volume.id, record):
+            keepers = {*(record.get("keepers", ()) if mounted else ()), *([who] if keeps else [])}
+            if who in holders and not keepers and self._is_nobodys(volume.id, record):
                 holders.clear()
-            holders[who] = holders.get(who, 0) + 1
-            began = {"since": _now(), "boot": self._boot}
+            holders[who] = 1 if keeps else holders.get(who, 0) + 1
+            began = {"since": _now(), "boot": self._boot, "keepers": sorted(keepers)}
             self._write(use_key, {**record, **began, "holders": holders}, durable=True)
             try:
                 self._up(volume, record, asked, call)
@@ -219,7 +225,8 @@ class Uses:
             holders = {**record["holders"], who: left}
             if left <= 0:
                 del holders[who]
-            self._write(use_key, {**record, "holders": holders}, durable=False)
+            keepers = [one for one in record.get("keepers", ()) if one in holders]
+            self._write(use_key, {**record, "holders": holders, "keepers": keepers}, durable=False)
             if not holders and not self._held_for_long(volume_id, record):
                 self._down(volume_id, record, call)
 
@@ -265,7 +272,7 @@ class Uses:
             if held := _holders(record, elsewhere):
                 if held >= len(record["holders"]):
                     self._seen[volume_id] = record["since"]
-            elif not record["holders"] or not self._may_be_starting(volume_id, record):
+            elif not (_is_kept(record) or (record["holders"] and self._may_be_starting(volume_id, record))):
                 free.append(_use(volume_id, record))
         return sum(map(self._settled, free))
 
@@ -480,6 +487,10 @@ def _holders(record: Mapping[str, Any], elsewhere: namespaces.Elsewhere) -> int:
     """How many mount namespaces really have it."""
     copies = ["/" + "/".join(record[one].split("/")[-2:]) for one in ("path", "staging")]
     return namespaces.count_holders(record["path"], elsewhere, copies=copies)
+
+
+def _is_kept(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("keepers")) and mounts.is_mount_point(record["path"])
 
 
 def _different(before: Asked, asked: Asked) -> str:

@@ -129,7 +129,11 @@ def test_a_storage_that_hangs_holds_up_no_other_call_and_no_end(
     for number in range(MANY):
         plugin.ok("Create", Name=f"v{number}")
     goes_on = threading.Event()
-    plugin.array.before = lambda method: bool(goes_on.wait(PATIENCE)) and None
+
+    def hang(method: str) -> None:
+        goes_on.wait(PATIENCE)
+
+    plugin.array.before = hang
     with ThreadPoolExecutor(MANY) as callers, ExitStack() as ending:
         ending.callback(goes_on.set)
         hung = [

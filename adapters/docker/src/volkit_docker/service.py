@@ -40,6 +40,10 @@ SHORT_SECONDS = 55.0
 RECORDED_SECONDS = 4.0
 """How long the storage is waited for where the journal knows the answer too; Podman waits for five."""
 
+PODMAN = "2f73349cfc4630255319c6c8dfc1b46a8996ace9d14d8e07563b165915918ec2"
+"""The ID that Podman gives for all of its containers (libpod, `pseudoCtrID`): it counts them by itself, mounts for the
+first and unmounts for the last."""
+
 LONGEST = 4096
 """Characters of a name or of a caller's id; what a volume's name may have is the engine's to say."""
 
@@ -131,7 +135,8 @@ class Service:
         call = self._call(LONG_SECONDS)
         volume = self._known(name, call)
         asked = self.uses.asked(volume.id, name)
-        return {"Mountpoint": self.uses.begin(volume, name, who, asked, call), "Err": ""}
+        path = self.uses.begin(volume, name, who, asked, call, keeps=who == PODMAN)
+        return {"Mountpoint": path, "Err": ""}
 
     def unmount(self, request: Mapping[str, Any]) -> Answer:
         name, who = _text(request, "Name"), _text(request, "ID")

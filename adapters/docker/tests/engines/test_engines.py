@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -181,7 +182,11 @@ def test_docker_finds_a_plugin_behind_tls_by_its_spec(docker: Docker, tmp_path: 
 
 
 @pytest.mark.needs("podman")
-def test_podman(plugin: Plugin, docker: Docker, tmp_path: Path) -> None:
+def test_podman(docker: Docker, tmp_path: Path) -> None:
+    """It mounts once for all containers, and says nothing when they restart, or while its user has the volume mounted
+    on the host: nothing is taken away then.
+    """
+    plugin = Plugin(tmp_path / "plugin", f"vp{os.getpid()}", grace=0.5, seen=0.1, settle=0.1).start()
     config = tmp_path / "containers.conf"
     config.write_text(
         '[engine]\nruntime="runc"\ncgroup_manager="cgroupfs"\n'
@@ -209,8 +214,22 @@ def test_podman(plugin: Plugin, docker: Docker, tmp_path: Path) -> None:
         podman(*run, "/bin/sh", "-c", "echo kept > /data/file")
         assert podman(*run, "/bin/cat", "/data/file") == "kept"
         wait_until("it is unmounted", lambda: plugin.mounted() == [])
+        run[1:2] = ["-d", "--name", "one"]
+        podman(*run, "/bin/sleep", "1000")
+        for _ in range(3):
+            podman("restart", "-t", "0", "one")
+        assert podman("exec", "one", "/bin/cat", "/data/file") == "kept"
+        podman("volume", "mount", "pv1")
+        podman("rm", "-f", "-t", "0", "one")
+        time.sleep(2.0)  # beyond what a start may take
+        assert len(plugin.mounted()) == 2
+        podman(*run, "/bin/sleep", "1000")
+        podman("rm", "-f", "-t", "0", "one")
+        podman("volume", "unmount", "pv1")
+        assert plugin.mounted() == []
         podman("volume", "rm", "pv1")
         assert plugin.ok("VolumeDriver.List")["Volumes"] == []
     finally:
+        plugin.end()
         for one in reversed(mounts.mounts(under=str(tmp_path))):
             mounts.unmount(one.mount_point, lazy=True)

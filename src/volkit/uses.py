@@ -215,7 +215,9 @@ class Uses:
             return str(record["path"])
 
     def end(self, volume_id: str, who: str, call: r.Call) -> None:
-        """`who` ends one of its uses; the volume is taken down where nobody is left. Of what is not known, nothing."""
+        """`who` ends one of its uses; the volume is taken down where nobody is left, at once or, where it is busy or its
+        storage does not answer, later: nobody would repeat this call. Of what is not known, nothing.
+        """
         use_key = key("use", volume_id)
         with self._engine.locks.hold(use_key, wait=call.patience()):
             record = self._record(volume_id)
@@ -228,7 +230,10 @@ class Uses:
             keepers = [one for one in record.get("keepers", ()) if one in holders]
             self._write(use_key, {**record, "holders": holders, "keepers": keepers}, durable=False)
             if not holders and not self._held_for_long(volume_id, record):
-                self._down(volume_id, record, call)
+                try:
+                    self._down(volume_id, record, call)
+                except VolkitError as error:
+                    _log.warning("volume %r stays mounted for now: %s", record["name"], error.message)
 
     def _release(self, volume_id: str, call: r.Call) -> None:
         """Take the volume down if nobody really has it, whoever is recorded. Raises InUse."""

@@ -250,6 +250,25 @@ def test_who_has_ended_and_still_has_it_keeps_it_from_being_removed(host: Host, 
     assert mounts.mounts(under=str(tmp_path / "n1")) == []
 
 
+def test_what_is_half_taken_down_is_no_directory_to_write_to(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that starts now would lose what it writes."""
+    volume = host.create()
+    path = host.begin(volume)
+
+    def busy(engine: Engine, volume_id: str, *, target: str, staging: str, call: r.Call) -> None:
+        mounts.unmount(target)
+        raise InUse(f"{staging} is busy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.carrying, "down", busy)
+        host.uses.end(volume.id, "a", CALL)
+    assert not Path(path).exists()
+    assert host.begin(volume) == path
+    assert mounts.is_mount_point(path)
+
+
 def test_who_counts_by_itself_is_believed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Podman mounts once, restarts containers without a word, and unmounts once; it may forget that it mounted."""
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.0)

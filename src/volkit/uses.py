@@ -24,6 +24,7 @@ begins once for all of them (Podman), has the volume until it ends.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -215,8 +216,8 @@ class Uses:
             return str(record["path"])
 
     def end(self, volume_id: str, who: str, call: r.Call) -> None:
-        """`who` ends one of its uses; the volume is taken down where nobody is left, at once or, where it is busy or its
-        storage does not answer, later: nobody would repeat this call. Of what is not known, nothing.
+        """`who` ends one of its uses. The volume is taken down where nobody is left; later, where it is busy or its
+        storage does not answer: nobody repeats this call. Of what is not known, nothing.
         """
         use_key = key("use", volume_id)
         with self._engine.locks.hold(use_key, wait=call.patience()):
@@ -466,7 +467,13 @@ class Uses:
         )
 
     def _down(self, volume_id: str, record: Mapping[str, Any], call: r.Call) -> None:
-        carrying.down(self._engine, volume_id, target=record["path"], staging=record["staging"], call=call)
+        try:
+            carrying.down(
+                self._engine, volume_id, target=record["path"], staging=record["staging"], call=call
+            )
+        finally:
+            with suppress(OSError):  # who starts too late gets an error, and no directory of this machine
+                os.rmdir(record["path"])
         self._unclaim(volume_id)  # before the record goes: where the journal is away, both go later
         self._seen.pop(volume_id, None)
         self._engine.node_journal.write(Delete(key("use", volume_id)), durable=False)

@@ -25,7 +25,7 @@ _SECRET = "kubernetes.io/secret/"
 _FS_TYPE = "kubernetes.io/fsType"
 _READ_WRITE = "kubernetes.io/readwrite"
 _FS_GROUP = ("kubernetes.io/mounterArgs.FsGroup", "kubernetes.io/fsGroup")  # since 1.15, and before
-_OWN = ("create", "ephemeral", "firstFormat")
+OWN = ("create", "ephemeral", "firstFormat")
 _CREDENTIAL = re.compile(
     r"(?:access|secret|private|account|api)[-_]?(?:access[-_]?)?key(?:[-_]?id)?|pass(?:word|phrase|wd)?|secret|(?:\w+[-_]?)?token",
     re.IGNORECASE,
@@ -82,7 +82,7 @@ def read_options(call: Callout, backend: type[Backend[Any, Any]], *, attaches: b
             volume,
             ", ".join(sorted(credentials)),
         )
-    switches = {key: own.pop(key) for key in _OWN if key in own and key not in theirs}
+    switches = {key: own.pop(key) for key in OWN if key in own and key not in theirs}
     wanted = read({key: value for key, value in own.items() if key not in credentials}, backend)
     declared_credentials = {key: value for key, value in credentials.items() if key in theirs}
     asks = bool(wanted.capacity.required or wanted.source or call.options.get("ephemeral"))

@@ -24,8 +24,9 @@ from volkit import (
 )
 from volkit.journal import key
 from volkit.options import declared
+from volkit.wanted import refuse_unknown
 from volkit_flex import records, token
-from volkit_flex.options import Options, read_options
+from volkit_flex.options import OWN, Options, read_options
 from volkit_flex.records import Records
 from volkit_flex.token import Attachment
 from volkit_flex.wire import Callout
@@ -87,6 +88,7 @@ class Volumes:
             _log.warning(
                 "volume %r is made for this pod alone: a PV needs the option 'volume'", options.volume
             )
+        refuse_unknown(options.parameters, self.engine.backend, also=OWN)
         request: volkit.CreateVolumeRequest[Any] = volkit.CreateVolumeRequest(
             name=options.volume,
             parameters=options.parameters,

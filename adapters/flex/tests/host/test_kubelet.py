@@ -479,6 +479,9 @@ def test_bad_input_fails_with_one_sentence_and_touches_nothing(host: Host) -> No
         assert (code, answer["status"]) == (1, "Failure"), words
         assert 10 < len(answer["message"]) < 400, words
         assert "Traceback" not in answer["message"], words
+    for option, meant in (("sise", "size"), ("ephemeralx", "ephemeral"), ("preallocat", "preallocate")):
+        given = json.dumps({"volume": "v1", "create": "true", option: "true"})
+        assert f"did you mean '{meant}'?" in answer_of(kubelet.run("attach", given, "node1")[1])["message"]
     assert host.images() == []
     assert host.mounted() == []
     assert host.attached() == []

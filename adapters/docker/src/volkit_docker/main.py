@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,9 @@ def _tcp(args: Namespace) -> tuple[str, int] | None:
     host = host.removeprefix("[").removesuffix("]")
     if any(files) and not all(files):
         raise InvalidArgument("--tls-cert, --tls-key and --tls-ca go together")
-    if not all(files) and not _is_loopback(host):
+    from volkit_docker.server import is_loopback
+
+    if not all(files) and not is_loopback(host):
         raise InvalidArgument(
             f"--tcp {args.tcp} would give root to whoever reaches it: give --tls-cert, --tls-key and --tls-ca"
         )
@@ -161,12 +162,6 @@ def _tcp(args: Namespace) -> tuple[str, int] | None:
             "Docker needs a certificate too: --spec-dir with --tls-… takes --tls-client-cert and --tls-client-key"
         )
     return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def announce(args: Namespace, name: str, address: UnixSocket | tuple[str, int]) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Final
 
@@ -25,6 +27,9 @@ MAX_BODY: Final = 1 << 20
 MAX_HEADER: Final = 1 << 16
 THREADS: Final = 16
 MOST_THREADS: Final = 512
+HANDSHAKE_SECONDS: Final = 30.0
+"""How long a peer on TCP may take for it, and between two parts of a request."""
+
 BACKLOG: Final = 512  # of connections: a full one refuses on a unix socket at once (unix(7), EAGAIN)
 FIRST_PASSED: Final = 3
 """The first descriptor that systemd passes (SD_LISTEN_FDS_START)."""
@@ -171,6 +176,15 @@ def _in_daemon(work: Callable[[], Any], seconds: float | None = None) -> None:
     thread.join(seconds)
 
 
+class _Tls(BuiltinSSLAdapter):
+    """The handshake is done by the connection's own thread: a peer that says nothing keeps no other waiting."""
+
+    def wrap(self, sock: socket.socket) -> tuple[ssl.SSLSocket, dict[str, str]]:
+        sock.settimeout(HANDSHAKE_SECONDS)
+        wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        return wrapped, {"wsgi.url_scheme": "https", "HTTPS": "on"}
+
+
 class _Request(server.HTTPRequest):
     """One whose errors, found before the application is asked, are in the protocol's form as well."""
 
@@ -209,7 +223,8 @@ class Server:
         look_seconds: float = 0.5,
     ) -> None:
         self.address = address
-        self._activated = os.environ.get("LISTEN_PID") == str(os.getpid()) and "LISTEN_FDS" in os.environ
+        passed = os.environ.get("LISTEN_FDS", "0")
+        self._activated = os.environ.get("LISTEN_PID") == str(os.getpid()) and passed != "0"
         self._listener: Listener | None = None
         given = self._activated or isinstance(address, UnixSocket)
         self._http = _Http(
@@ -225,7 +240,7 @@ class Server:
         self._http.expiration_interval = look_seconds
         if tls is not None:
             context = tls_context(*tls)
-            self._http.ssl_adapter = adapter = BuiltinSSLAdapter(*tls[:2])
+            self._http.ssl_adapter = adapter = _Tls(*tls[:2])
             adapter.context = context
 
     def start(self) -> None:
@@ -234,7 +249,7 @@ class Server:
             if self._activated:
                 for name in ("LISTEN_PID", "LISTEN_FDS"):  # they are of this process, and of no child
                     os.environ.pop(name)
-                self._http.given = socket.socket(fileno=FIRST_PASSED)
+                self._http.given = self._passed()
             elif isinstance(self.address, UnixSocket):
                 self._bind(self.address)
             self._http.prepare()
@@ -247,6 +262,18 @@ class Server:
     def made(self) -> str:
         """The path of the socket that this server made; "" where it listens elsewhere."""
         return self._listener.endpoint.path if self._listener is not None else ""
+
+    def _passed(self) -> socket.socket:
+        """What systemd has opened. Raises FailedPrecondition where it would give root to whoever reaches it."""
+        given = socket.socket(fileno=FIRST_PASSED)
+        name = given.getsockname()
+        if given.family != socket.AF_UNIX and self._http.ssl_adapter is None and not is_loopback(name[0]):
+            given.close()
+            raise FailedPrecondition(
+                f"systemd has opened {name[0]} for whoever reaches it: have it open a unix socket, or give --tcp and "
+                "--tls-…"
+            )
+        return given
 
     def _bind(self, address: UnixSocket) -> None:
         listener = Listener(address)
@@ -279,6 +306,13 @@ class Server:
         self._http.stop()
         if self._listener is not None:
             self._listener.remove()
+
+
+def is_loopback(host: str) -> bool:
+    """Is it an address, or the name, of this machine alone?"""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def tls_context(certificate: str, key: str, authority: str) -> ssl.SSLContext:

@@ -74,13 +74,20 @@ def test_tls_takes_only_clients_with_a_certificate(tmp_path: Path) -> None:
     server.start()
     server.serve_in_background()
     request = b"POST /Plugin.Activate HTTP/1.1\r\nHost: \r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]  # they keep nobody waiting
     try:
         context = ssl.create_default_context(cafile=files[2])
         context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
         assert b"VolumeDriver" in answer(context, port, request)
         stranger = ssl.create_default_context(cafile=files[2])
         assert answer(stranger, port, request) == b""
+        with socket.create_connection(("127.0.0.1", port)) as plain:
+            plain.sendall(request)
+            assert b"VolumeDriver" not in plain.recv(4096)
+        assert b"VolumeDriver" in answer(context, port, request)
     finally:
+        for one in silent:
+            one.close()
         server.stop()
         engine.close()
 
@@ -122,6 +129,46 @@ def test_a_socket_that_systemd_has_opened_is_served_and_left(tmp_path: Path) -> 
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    ("made", "count", "said"),
+    [
+        (
+            "made = socket.create_server(('0.0.0.0', 0))",
+            "1",
+            "for whoever reaches it: have it open a unix socket",
+        ),
+        ("made = open('/dev/null')", "1", "cannot listen on"),
+        ("made = open('/dev/null')", "0", "--socket '/run/xx"),
+    ],
+)
+def test_a_socket_that_is_none_to_serve_on_is_refused(
+    tmp_path: Path, made: str, count: str, said: str
+) -> None:
+    """Without a socket that was passed, it listens where it is told."""
+    (tmp_path / "pool").mkdir()
+    head, _, rest = ACTIVATED.partition("made = ")
+    start = f"{head}{made}\nos.dup2(made.fileno(), 3)\n{rest[rest.index('os.set_') :]}"
+    words = ["--backend", "loop", "-o", f"pool={tmp_path}/pool", "--state-dir", str(tmp_path / "state")]
+    words += ["--socket", "/run/" + "x" * 110] if count == "0" else []
+    done = subprocess.run(
+        [sys.executable, "-c", start.replace('LISTEN_FDS="1"', f'LISTEN_FDS="{count}"'), "-", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+
+
+def test_what_cannot_be_announced_leaves_no_socket(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "file").touch()
+    words = ["--backend", "loop", "-o", f"pool={tmp_path}/pool", "--state-dir", str(tmp_path / "state")]
+    assert run([*words, "--socket", str(tmp_path / "s"), "--spec-dir", str(tmp_path / "file")], {}) == 1
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_socket_belongs_to_whom_it_is_given(tmp_path: Path) -> None:

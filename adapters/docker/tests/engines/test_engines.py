@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -100,6 +101,37 @@ def test_a_plugin_that_is_away_makes_no_local_volume(docker: Docker, plugin: Plu
     assert docker.run(*words).returncode != 0
     plugin.start()
     assert json.loads(docker.ok("volume", "inspect", "v1"))[0]["Driver"] == plugin.name
+    docker.ok("volume", "rm", "v1")
+
+
+def test_a_pool_that_is_away_makes_no_other_volume(docker: Docker, plugin: Plugin) -> None:
+    """Neither a local one, nor an empty one in the directory on which the pool's disk is not mounted."""
+    docker.ok("volume", "create", "-d", plugin.name, "-o", "size=16Mi", "v1")
+    run = ("run", "--rm", "--network", "none", "-v", "v1:/data", "bb:1")
+    docker.ok(*run, "sh", "-c", "echo kept > /data/file")
+    away = plugin.pool.rename(plugin.pool.with_name("away"))
+
+    def is_refused(said: str) -> None:
+        assert said in docker.run(*run, "touch", "/data/file").stderr
+        docker.ok(
+            "volume", "create", "-d", plugin.name, "-o", "size=16Mi", "v1"
+        )  # what Docker knows it does not make
+        shown = json.loads(docker.ok("volume", "inspect", "v1"))[0]
+        assert shown["Driver"] == plugin.name
+        assert said in shown["Status"]["size"]
+        assert docker.ok("volume", "ls", "-q") == "v1"
+
+    is_refused("is away: is its file system mounted?")
+    plugin.stop()
+    plugin.pool.mkdir()
+    plugin.start()
+    is_refused("the storage does not have it: is all of it there?")
+    assert list(plugin.pool.rglob("*.img")) == []
+    plugin.stop()
+    shutil.rmtree(plugin.pool)
+    away.rename(plugin.pool)
+    plugin.start()
+    assert content(docker, "v1", plugin.name) == "kept"
     docker.ok("volume", "rm", "v1")
 
 

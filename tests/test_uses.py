@@ -6,12 +6,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from attrs import field, frozen
 
+from volkit import carrying
 from volkit import requests as r
 from volkit import uses as module
 from volkit.backend import Limits
@@ -114,6 +116,19 @@ def settings(home: Path) -> MemorySettings:
 def hosts(home: Path, settings: MemorySettings, request: pytest.FixtureRequest) -> list[Host]:
     journal = Etcd()
     return [Host(home, name, request.param, settings, journal) for name in ("n1", "n2")]
+
+
+@contextmanager
+def inside(path: str, place: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A container that has at `place` what is mounted at `path`."""
+    command = f"mount --bind {path} {place} && umount {path} && echo ready && exec sleep 1000"
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", command], stdout=subprocess.PIPE) as container:
+        try:
+            assert container.stdout is not None
+            assert container.stdout.readline() == b"ready\n"
+            yield container
+        finally:
+            container.kill()
 
 
 def claims(host: Host) -> list[str]:
@@ -238,10 +253,7 @@ def test_who_has_ended_and_still_has_it_keeps_it_from_being_removed(host: Host, 
     volume = host.create()
     path, place = host.begin(volume), tmp_path / "inside"
     place.mkdir()
-    command = f"mount --bind {path} {place} && umount {path} && echo ready && exec sleep 1000"
-    with subprocess.Popen(["unshare", "-m", "sh", "-c", command], stdout=subprocess.PIPE) as container:
-        assert container.stdout is not None
-        container.stdout.readline()
+    with inside(path, place) as container:
         host.uses.end(volume.id, "a", CALL)
         with pytest.raises(InUse, match="is used by somebody who said to have ended"):
             host.remove(volume)
@@ -262,7 +274,7 @@ def test_what_is_half_taken_down_is_no_directory_to_write_to(
         raise InUse(f"{staging} is busy")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module.carrying, "down", busy)
+        patched.setattr(carrying, "down", busy)
         host.uses.end(volume.id, "a", CALL)
     assert not Path(path).exists()
     assert host.begin(volume) == path
@@ -284,6 +296,17 @@ def test_who_counts_by_itself_is_believed(host: Host, monkeypatch: pytest.Monkey
     assert host.uses.settle() == 1
     host.uses.begin(volume, "v", "podman", Asked(), CALL, keeps=True)
     host.remove(volume)
+
+
+def test_a_claim_whose_record_is_lost_stays_with_its_mount(hosts: list[Host]) -> None:
+    one, two = hosts
+    volume = one.create()
+    one.begin(volume)
+    one.engine.node_journal.write(Delete(key("use", volume.id)))
+    one.uses.watch()
+    one.uses.close()
+    with pytest.raises(InUse):
+        two.remove(volume)
 
 
 def test_what_was_asked_for_goes_with_its_volume(host: Host) -> None:

@@ -267,8 +267,8 @@ class Uses:
     # -- the truth
 
     def settle(self) -> int:
-        """Take down what nobody has had since its grace ended, and mount again what a reboot took; returns how many
-        volumes were taken down. A volume that is being worked on is left alone.
+        """Take down what nobody has had since its grace ended, and forget what a reboot took; returns how many volumes
+        were taken down. A volume that is being worked on is left alone.
         """
         found = self._engine.node_journal.scan(key("use", ""))
         elsewhere = namespaces.mounts_elsewhere() if found else {}
@@ -364,8 +364,14 @@ class Uses:
         """
         state = self._engine.node_state
         known = [state.stage_record(volume_id) or {}, *state.targets(volume_id)] if state else []
-        own = any((one.get("connection") or {}).get("kind") in ("block", "fuse") for one in known)
-        return _holders(record, namespaces.mounts_elsewhere(threads=True, own=own)) > 0
+        connections = [one.get("connection") or {} for one in known]
+        own = any(one.get("kind") in ("block", "fuse") for one in connections)
+        elsewhere = namespaces.mounts_elsewhere(threads=True, own=own)
+        if _holders(record, elsewhere):
+            return True
+        devices = [one["device"] for one in connections if one.get("kind") == "block"]
+        here = record.get("boot") == self._boot  # a device's number is another's after it
+        return here and any(_is_mounted(device, elsewhere, record) for device in devices)
 
     # -- the way up and down
 
@@ -426,7 +432,10 @@ class Uses:
             if entry.value["node"] == self._engine.node_id:
                 volume_id = parts(entry.key)[1]
                 with suppress(Aborted), self._engine.locks.hold(key("use", volume_id), wait=0):
-                    if self._record(volume_id) is None:
+                    places = self._places(
+                        volume_id
+                    ).values()  # the record may be lost, and what it tells of be here
+                    if self._record(volume_id) is None and not any(map(mounts.is_mount_point, places)):
                         self._unclaim(volume_id)
 
     def _mode(self) -> AccessMode:
@@ -444,15 +453,12 @@ class Uses:
         return Capability(access_mode=self._mode(), fs_type=asked.fs_type, mount_flags=asked.mount_flags)
 
     def _new(self, volume: Volume, name: str) -> dict[str, Any]:
-        short = digest(volume.id, 12).hex()
-        return {
-            "name": name,
-            "path": str(self._root / "volumes" / short),
-            "staging": str(self._root / "staging" / short),
-            "holders": {},
-            "since": _now(),
-            "boot": self._boot,
-        }
+        began = {"holders": {}, "since": _now(), "boot": self._boot}
+        return {"name": name, **self._places(volume.id), **began}
+
+    def _places(self, volume_id: str) -> dict[str, str]:
+        short = digest(volume_id, 12).hex()
+        return {"path": str(self._root / "volumes" / short), "staging": str(self._root / "staging" / short)}
 
     def _up(self, volume: Volume, record: Mapping[str, Any], asked: Asked, call: r.Call) -> None:
         carrying.up(
@@ -497,8 +503,21 @@ def _use(volume_id: str, record: Mapping[str, Any]) -> Use:
 
 def _holders(record: Mapping[str, Any], elsewhere: namespaces.Elsewhere) -> int:
     """How many mount namespaces really have it."""
-    copies = ["/" + "/".join(record[one].split("/")[-2:]) for one in ("path", "staging")]
-    return namespaces.count_holders(record["path"], elsewhere, copies=copies)
+    return namespaces.count_holders(record["path"], elsewhere, copies=_copies(record))
+
+
+def _is_mounted(device: str, elsewhere: namespaces.Elsewhere, record: Mapping[str, Any]) -> bool:
+    """Also where its mount here is gone, as that of a managed plugin that was disabled is."""
+    try:
+        number = os.stat(device).st_rdev
+    except OSError:
+        return False
+    device_number = (os.major(number), os.minor(number))
+    return namespaces.has_holders(device_number, elsewhere, copies=_copies(record))
+
+
+def _copies(record: Mapping[str, Any]) -> list[str]:
+    return ["/" + "/".join(record[one].split("/")[-2:]) for one in ("path", "staging")]
 
 
 def _is_kept(record: Mapping[str, Any]) -> bool:

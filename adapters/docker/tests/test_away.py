@@ -7,7 +7,9 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,13 +18,15 @@ from typing import Any
 
 import pytest
 
-from volkit import Engine, Unavailable
-from volkit.host import mounts
+from volkit import Engine, InUse, Unavailable, uses
+from volkit.host import loop, mounts
 from volkit.sockets import UnixSocket
 from volkit.testing.memory import ARRAYS, Array, MemoryBackend, memory_settings
 from volkit_docker import service as module
 from volkit_docker.server import App, Server
 from volkit_docker.service import Service
+from volkit_loop.backend import LoopBackend
+from volkit_loop.options import LoopSettings
 
 pytestmark = pytest.mark.root
 PATIENCE = 60.0
@@ -212,3 +216,37 @@ def test_creates_of_one_name_with_different_options_at_once(plugin: Served) -> N
     volume_id = plugin.ok("Get", Name="v")["Volume"]["Status"]["id"]
     assert plugin.service.uses.asked(volume_id).mount_flags == (f"o{said.index('')}",)
     assert len(plugin.array.volumes) == 1
+
+
+@pytest.mark.needs("mkfs.ext4")
+def test_a_container_outlives_the_mounts_of_its_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A managed plugin that is disabled takes its mounts along: the device stays as long as a container has it."""
+    monkeypatch.setattr(uses, "GRACE_SECONDS", 0.0)
+    (tmp_path / "pool").mkdir()
+    settings, place = LoopSettings(pool=tmp_path / "pool"), tmp_path / "inside"
+    engine = Engine(LoopBackend, settings, state_dir=tmp_path / "state", node_id="n1")
+    service = Service(engine, tmp_path / "mounts")
+    service.create({"Name": "v", "Opts": {"size": "16Mi"}})
+    path = service.mount({"Name": "v", "ID": "a"})["Mountpoint"]
+    place.mkdir()
+    command = f"mount --bind {path} {place} && umount {path} && echo ready && exec sleep 1000"
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", command], stdout=subprocess.PIPE) as container:
+        try:
+            assert container.stdout is not None
+            assert container.stdout.readline() == b"ready\n"
+            for one in reversed(mounts.mounts(under=str(tmp_path))):
+                mounts.unmount(one.mount_point)
+            assert service.uses.settle() == 0
+            with pytest.raises(InUse, match="is used by a"):
+                service.remove({"Name": "v"})
+            assert [backing for _, backing in loop.attached() if backing.startswith(str(tmp_path))]
+        finally:
+            container.kill()
+    end = time.monotonic() + PATIENCE
+    while not service.uses.settle():
+        assert time.monotonic() < end
+    assert not [backing for _, backing in loop.attached() if backing.startswith(str(tmp_path))]
+    service.remove({"Name": "v"})
+    engine.close()

@@ -104,3 +104,15 @@ def count_holders(path: str, elsewhere: Elsewhere, *, copies: Sequence[str] = ()
         )
         for mounts in elsewhere.get(here.device, ())
     )
+
+
+def has_holders(device: tuple[int, int], elsewhere: Elsewhere, *, copies: Sequence[str] = ()) -> bool:
+    """Has one of these mount namespaces a file system of this device mounted, also where none is here? `copies`: see
+    `count_holders`.
+    """
+    own = tuple(copies)
+    return any(
+        not (own and mount.mount_point.endswith(own))
+        for mounts in elsewhere.get(device, ())
+        for mount in mounts
+    )

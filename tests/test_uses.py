@@ -311,20 +311,23 @@ def test_a_claim_whose_record_is_lost_stays_with_its_mount(hosts: list[Host]) ->
 
 def test_what_was_asked_for_goes_with_its_volume(host: Host) -> None:
     """Also where the plugin is killed in between: the storage gives the same id again, to something else."""
-    with host.uses.remembered("v", Asked(readonly=True)) as made:
+    with host.uses.creations.remembered("v", Asked(readonly=True)) as made:
         made("id-1")
     with (
         pytest.raises(AlreadyExists, match="another mount-options") as refused,
-        host.uses.remembered("v", Asked(readonly=True, mount_flags=("password=hidden",))) as made,
+        host.uses.creations.remembered("v", Asked(readonly=True, mount_flags=("password=hidden",))) as made,
     ):
         made("id-1")
     assert "hidden" not in str(refused.value)
     with pytest.raises(KeyboardInterrupt), host.uses.removing("v", "id-1", CALL):
         raise KeyboardInterrupt  # killed
-    with host.uses.remembered("v", Asked(fs_type="xfs")) as made:
+    with host.uses.creations.remembered("v", Asked(fs_type="xfs")) as made:
         made("id-1")
-    assert host.uses.asked("id-1") == Asked(fs_type="xfs")
+    assert host.uses.creations.asked("id-1") == Asked(fs_type="xfs")
     with pytest.raises(InUse), host.uses.removing("v", "id-1", CALL):
         raise InUse("refused")
-    with pytest.raises(AlreadyExists, match="another fs-type"), host.uses.remembered("v", Asked()) as made:
+    with (
+        pytest.raises(AlreadyExists, match="another fs-type"),
+        host.uses.creations.remembered("v", Asked()) as made,
+    ):
         made("id-1")

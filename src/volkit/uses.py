@@ -17,8 +17,6 @@ begins once for all of them (Podman), has the volume until it ends.
 
     use/<volume id>     {"name", "path", "staging", "holders": {who: how often}, "since": on the clock of "boot",
                          "keepers": [who counts by itself]}
-    asked/<volume id>   what its creator asked for; asked-of/<name> until the id is known
-    node-of/<volume id> on a journal that hosts share: the node that has it; node-of/<id>/<node> where many may
 """
 
 from __future__ import annotations
@@ -27,18 +25,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import frozen
 
 from volkit import carrying
 from volkit import requests as r
+from volkit.claims import Claims
+from volkit.creations import Creations
 from volkit.digests import digest
 from volkit.engine import Engine
-from volkit.errors import Aborted, AlreadyExists, Ambiguous, InUse, VolkitError
+from volkit.errors import Aborted, Ambiguous, InUse, VolkitError
 from volkit.host import mounts, namespaces
 from volkit.journal import Delete, Put, SharedJournal, key
 from volkit.journal.records import parts
@@ -77,111 +77,18 @@ class Uses:
     def __init__(self, engine: Engine, root: Path) -> None:
         self._engine = engine
         self._root = root
-        self._shared = isinstance(engine.journal, SharedJournal)
+        self.shared: bool = isinstance(engine.journal, SharedJournal)
+        """Do volumes go from node to node (a journal that hosts share)?"""
+        self._claims = Claims(engine, many=lambda: self._mode().multi_node)
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             self._boot = file.read().strip()
-        self._swept = not self._shared
+        self.creations: Creations = Creations(engine.journal)
+        self._swept = not self.shared
         self._closing = threading.Event()
         self._watching: threading.Thread | None = None
         self._began = threading.Event()
-        self._seen: dict[
-            str, float
-        ] = {}  # by volume, the last begin after which all its users were seen to have it
-
-    @property
-    def shared(self) -> bool:
-        """Do volumes go from node to node (a journal that hosts share)?"""
-        return self._shared
-
-    # -- how a volume is to be mounted
-
-    @contextmanager
-    def remembered(self, name: str, asked: Asked, clone_of: str = "") -> Iterator[Callable[[str], None]]:
-        """While a volume is made: keep what its creator asks for, where every node finds it, also where this process
-        dies meanwhile. What it gives is to be called with the volume's id. Raises AlreadyExists where the volume was
-        made with something else.
-        """
-        journal, draft = self._engine.journal, key("asked-of", name)
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record = {**asdict(asked), "mount_flags": list(asked.mount_flags), "name": name, "created": created}
-        record |= {"clone_of": clone_of} if clone_of else {}
-        journal.write(Put(draft, record), durable=True)
-
-        def made(volume_id: str) -> None:
-            entry = journal.get(key("asked", volume_id))
-            if entry is None or entry.value.get("removing"):
-                revision = entry.revision if entry else 0
-                kept = Put(key("asked", volume_id), record, revision=revision)
-                journal.write(kept, Delete(draft), durable=True)
-            elif different := _different(self.asked(volume_id), asked):
-                raise AlreadyExists(
-                    f"volume {name!r} was made with another {different}: remove it, or choose another name"
-                )
-
-        try:
-            yield made
-        except VolkitError as error:
-            if not isinstance(error, Ambiguous):
-                journal.write(Delete(draft), durable=False)
-            raise
-
-    def cloned_from(self, volume_id: str) -> str:
-        """The name of which it is a clone, as its creator wrote it, or ""."""
-        entry = self._engine.journal.get(key("asked", volume_id))
-        return str(entry.value.get("clone_of", "")) if entry else ""
-
-    @contextmanager
-    def removing(self, name: str, volume_id: str, call: r.Call) -> Iterator[None]:
-        """While a volume is removed: nobody has it, on this node or on another, and what its creator asked for is void
-        at the end, also where this process dies meanwhile. Raises InUse.
-        """
-        journal, asked_key = self._engine.journal, key("asked", volume_id)
-        with self._engine.locks.hold(key("use", volume_id), wait=call.patience()):
-            self._release(volume_id, call)
-            with self._claimed(volume_id, name):
-                entry = journal.get(asked_key)
-                if entry is not None:
-                    journal.write(Put(asked_key, {**entry.value, "removing": True}), durable=True)
-                try:
-                    yield
-                except VolkitError as error:
-                    if entry is not None and not isinstance(error, Ambiguous):
-                        journal.write(Put(asked_key, entry.value), durable=False)
-                    raise
-                self.forget(name, volume_id)
-
-    def asked(self, volume_id: str, name: str = "") -> Asked:
-        """What was asked for; the defaults for a volume that nobody made here."""
-        journal = self._engine.journal
-        entry = journal.get(key("asked", volume_id)) or (journal.get(key("asked-of", name)) if name else None)
-        record = entry.value if entry else {}
-        return Asked(
-            fs_type=record.get("fs_type", ""),
-            mount_flags=tuple(record.get("mount_flags", ())),
-            readonly=record.get("readonly", False),
-        )
-
-    def created(self, volume_id: str) -> str:
-        """When it was made, in UTC as RFC 3339 has it; "" where that is not known."""
-        with suppress(VolkitError):
-            if entry := self._engine.journal.get(key("asked", volume_id)):
-                return str(entry.value.get("created", ""))
-        return ""
-
-    def all_created(self) -> dict[str, str]:
-        """When each volume was made, by id, where that is known."""
-        with suppress(VolkitError):
-            found = self._engine.journal.scan(key("asked", ""))
-            return {parts(entry.key)[1]: str(entry.value.get("created", "")) for entry in found}
-        return {}
-
-    def forget(self, name: str, volume_id: str = "") -> None:
-        """The volume is removed; without an id, by somebody who did not come to the end of it."""
-        journal = self._engine.journal
-        keys = [key("asked-of", name), key("asked", volume_id)]
-        if not volume_id:
-            keys[1:] = [one.key for one in journal.scan(key("asked", "")) if one.value.get("name") == name]
-        journal.write(*map(Delete, keys), durable=False)
+        # by volume, the last begin after which all its users were seen to have it
+        self._seen: dict[str, float] = {}
 
     # -- begin and end
 
@@ -195,7 +102,7 @@ class Uses:
         """
         use_key = key("use", volume.id)
         with self._engine.locks.hold(use_key, wait=call.patience()):
-            self._claim(volume.id, name)
+            self._claims.take(volume.id, name)
             record = self._record(volume.id) or self._new(volume, name)
             mounted, staged = (mounts.is_mount_point(record[place]) for place in ("path", "staging"))
             holders = dict(record["holders"]) if mounted else {}
@@ -248,6 +155,16 @@ class Uses:
             wait = f"; if it is gone, repeat this in {GRACE_SECONDS:.0f} s" if starting else ""
             raise InUse(f"volume {record['name']!r} is used by {who}{wait}")
         self._down(volume_id, record, call)
+
+    @contextmanager
+    def removing(self, name: str, volume_id: str, call: r.Call) -> Iterator[None]:
+        """While a volume is removed: nobody has it, on this node or on another, and what its creator asked for is void
+        at the end, also where this process dies meanwhile. Raises InUse.
+        """
+        with self._engine.locks.hold(key("use", volume_id), wait=call.patience()):
+            self._release(volume_id, call)
+            with self._claims.alone(volume_id, name), self.creations.removing(name, volume_id):
+                yield
 
     def path(self, volume_id: str) -> str:
         """Where the volume is mounted, or ""."""
@@ -307,7 +224,7 @@ class Uses:
         """Settle; whether somebody is expected who is not seen yet."""
         try:
             if not self._swept:
-                self._unclaim_unused()
+                self._give_back_unused()
                 self._swept = True
             self.settle()
             return any(map(self._is_unseen, self.uses()))
@@ -375,73 +292,19 @@ class Uses:
 
     # -- the way up and down
 
-    def _claim(self, volume_id: str, name: str, *, alone: bool = False) -> None:
-        """On a journal that hosts share: a volume for one node is used on one node, and one that is removed (`alone`)
-        on none. Raises InUse.
-        """
-        if not self._shared:
-            return
-        journal, node = self._engine.journal, self._engine.node_id
-        mine, claim = self._claim_key(volume_id), {"node": node, "name": name, "alone": alone}
-        entry = journal.get(mine)
-        if entry is not None and entry.value["node"] != node:
-            raise self._elsewhere(mine, entry.value)
-        if entry is None or entry.value.get("alone", False) != alone:
-            journal.write(Put(mine, claim, revision=entry.revision if entry else 0), durable=True)
-        if not self._mode().multi_node:
-            return
-        for other in journal.scan(
-            key("node-of", volume_id, "")
-        ):  # after its own is there: one of two sees the other
-            if other.key != mine and (alone or other.value.get("alone")):
-                if entry is None:
-                    journal.write(Delete(mine), durable=False)
-                raise self._elsewhere(other.key, other.value)
-
-    def _claim_key(self, volume_id: str) -> str:
-        many = (self._engine.node_id,) if self._mode().multi_node else ()
-        return key("node-of", volume_id, *many)
-
-    @staticmethod
-    def _elsewhere(claim: str, value: Mapping[str, Any]) -> InUse:
-        doing = "removed" if value.get("alone") else "in use"
-        return InUse(
-            f"volume {value['name']!r} is {doing} on node {value['node']!r}; where that node is gone for good: "
-            f"`volkit journal --forget '{claim}'`"
-        )
-
-    @contextmanager
-    def _claimed(self, volume_id: str, name: str) -> Iterator[None]:
-        """Nobody begins on another node meanwhile. Raises InUse."""
-        self._claim(volume_id, name, alone=True)
-        try:
-            yield
-        finally:
-            self._unclaim(volume_id)
-
-    def _unclaim(self, volume_id: str) -> None:
-        if not self._shared:
-            return
-        entry = self._engine.journal.get(self._claim_key(volume_id))
-        if entry is not None and entry.value["node"] == self._engine.node_id:
-            self._engine.journal.write(Delete(entry.key, revision=entry.revision), durable=False)
-
-    def _unclaim_unused(self) -> None:
+    def _give_back_unused(self) -> None:
         """What this node claims and does not use: it died between the two, or while it removed a volume."""
-        for entry in self._engine.journal.scan(key("node-of", "")):
-            if entry.value["node"] == self._engine.node_id:
-                volume_id = parts(entry.key)[1]
-                with suppress(Aborted), self._engine.locks.hold(key("use", volume_id), wait=0):
-                    places = self._places(
-                        volume_id
-                    ).values()  # the record may be lost, and what it tells of be here
-                    if self._record(volume_id) is None and not any(map(mounts.is_mount_point, places)):
-                        self._unclaim(volume_id)
+        for volume_id in self._claims.own():
+            with suppress(Aborted), self._engine.locks.hold(key("use", volume_id), wait=0):
+                # the record may be lost, and what it tells of be here
+                here = any(map(mounts.is_mount_point, self._places(volume_id).values()))
+                if self._record(volume_id) is None and not here:
+                    self._claims.give_back(volume_id)
 
     def _mode(self) -> AccessMode:
         modes = self._engine.backend.limits.access_modes
         if (
-            self._shared
+            self.shared
             and AccessMode.MULTI_NODE_MULTI_WRITER in modes
             and self._engine.backend.volume.kind != "block"
         ):
@@ -480,7 +343,7 @@ class Uses:
         finally:
             with suppress(OSError):  # who starts too late gets an error, and no directory of this machine
                 os.rmdir(record["path"])
-        self._unclaim(volume_id)  # before the record goes: where the journal is away, both go later
+        self._claims.give_back(volume_id)  # before the record goes: where the journal is away, both go later
         self._seen.pop(volume_id, None)
         self._engine.node_journal.write(Delete(key("use", volume_id)), durable=False)
 
@@ -522,12 +385,6 @@ def _copies(record: Mapping[str, Any]) -> list[str]:
 
 def _is_kept(record: Mapping[str, Any]) -> bool:
     return bool(record.get("keepers")) and mounts.is_mount_point(record["path"])
-
-
-def _different(before: Asked, asked: Asked) -> str:
-    """In which option they differ, or ""; what is in it may be secret."""
-    shown = {"fs_type": "fs-type", "mount_flags": "mount-options", "readonly": "readonly"}
-    return next((name for part, name in shown.items() if getattr(before, part) != getattr(asked, part)), "")
 
 
 def _now() -> float:

@@ -214,7 +214,7 @@ def test_creates_of_one_name_with_different_options_at_once(plugin: Served) -> N
         said = list(callers.map(create, wanted))
     assert said.count("") == 1
     volume_id = plugin.ok("Get", Name="v")["Volume"]["Status"]["id"]
-    assert plugin.service.uses.asked(volume_id).mount_flags == (f"o{said.index('')}",)
+    assert plugin.service.uses.creations.asked(volume_id).mount_flags == (f"o{said.index('')}",)
     assert len(plugin.array.volumes) == 1
 
 

@@ -102,7 +102,7 @@ class Service:
             source=source,
         )
         clone_of = wanted.source.volume_id if isinstance(wanted.source, CloneSource) else ""
-        with self.uses.remembered(name, wanted.asked, clone_of) as made:
+        with self.uses.creations.remembered(name, wanted.asked, clone_of) as made:
             made(self.engine.run("create_volume", create, call).id)
         return {"Err": ""}
 
@@ -112,7 +112,7 @@ class Service:
         """
         if not isinstance(wanted, CloneSource):
             return wanted
-        if found is not None and self.uses.cloned_from(found.id) == wanted.volume_id:
+        if found is not None and self.uses.creations.cloned_from(found.id) == wanted.volume_id:
             return found.source
         source = self._find(wanted.volume_id, call)
         return CloneSource(source.id) if source is not None else wanted
@@ -127,14 +127,14 @@ class Service:
             with self.uses.removing(name, volume_id, call):
                 self.engine.run("delete_volume", DeleteVolumeRequest(volume_id=volume_id), call)
         else:
-            self.uses.forget(name)
+            self.uses.creations.forget(name)
         return {"Err": ""}
 
     def mount(self, request: Mapping[str, Any]) -> Answer:
         name, who = _text(request, "Name"), _text(request, "ID")
         call = self._call(LONG_SECONDS)
         volume = self._known(name, call)
-        asked = self.uses.asked(volume.id, name)
+        asked = self.uses.creations.asked(volume.id, name)
         path = self.uses.begin(volume, name, who, asked, call, keeps=who == PODMAN)
         return {"Mountpoint": path, "Err": ""}
 
@@ -170,7 +170,7 @@ class Service:
                 raise
             away = error.message
             _log.warning("volume %r is told of as it is recorded: %s", name, away)
-        path, created = self.uses.path(volume_id), self.uses.created(volume_id)
+        path, created = self.uses.path(volume_id), self.uses.creations.created(volume_id)
         status = self._status(volume_id, path, look=volume is not None)
         if volume is None:
             status["size"] = f"not known: {away}"
@@ -192,7 +192,7 @@ class Service:
             else:
                 names |= {id_: id_ for id_ in listed if id_ not in named}
         mounted = {use.volume_id: use.path for use in self.uses.uses() if is_mount_point(use.path)}
-        created = self.uses.all_created()
+        created = self.uses.creations.all_created()
         found = [
             _entry(name, mounted.get(id_, ""), created.get(id_, "")) for name, id_ in sorted(names.items())
         ]

@@ -1,0 +1,116 @@
+"""What volumes were made with: kept where every node finds it, for a platform that tells it once, and not at each use
+(Docker, Podman).
+
+    asked/<volume id>   how it is to be mounted, its name, when it was made; asked-of/<name> until the id is known
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from attrs import asdict
+
+from volkit.errors import AlreadyExists, Ambiguous, VolkitError
+from volkit.journal import Delete, Journal, Put, key
+from volkit.journal.records import parts
+from volkit.wanted import Asked
+
+
+class Creations:
+    """What is kept in one journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    @contextmanager
+    def remembered(self, name: str, asked: Asked, clone_of: str = "") -> Iterator[Callable[[str], None]]:
+        """While a volume is made: keep what its creator asks for, where every node finds it, also where this process
+        dies meanwhile. What it gives is to be called with the volume's id. Raises AlreadyExists where the volume was
+        made with something else.
+        """
+        journal, draft = self._journal, key("asked-of", name)
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = {**asdict(asked), "mount_flags": list(asked.mount_flags), "name": name, "created": created}
+        record |= {"clone_of": clone_of} if clone_of else {}
+        journal.write(Put(draft, record), durable=True)
+
+        def made(volume_id: str) -> None:
+            entry = journal.get(key("asked", volume_id))
+            if entry is None or entry.value.get("removing"):
+                revision = entry.revision if entry else 0
+                kept = Put(key("asked", volume_id), record, revision=revision)
+                journal.write(kept, Delete(draft), durable=True)
+            elif different := _different(self.asked(volume_id), asked):
+                raise AlreadyExists(
+                    f"volume {name!r} was made with another {different}: remove it, or choose another name"
+                )
+
+        try:
+            yield made
+        except VolkitError as error:
+            if not isinstance(error, Ambiguous):
+                journal.write(Delete(draft), durable=False)
+            raise
+
+    def cloned_from(self, volume_id: str) -> str:
+        """The name of which it is a clone, as its creator wrote it, or ""."""
+        entry = self._journal.get(key("asked", volume_id))
+        return str(entry.value.get("clone_of", "")) if entry else ""
+
+    @contextmanager
+    def removing(self, name: str, volume_id: str) -> Iterator[None]:
+        """While a volume is removed: what was asked for is void at the end, also where this process dies meanwhile, and
+        the storage gives its id to another volume.
+        """
+        asked_key = key("asked", volume_id)
+        entry = self._journal.get(asked_key)
+        if entry is not None:
+            self._journal.write(Put(asked_key, {**entry.value, "removing": True}), durable=True)
+        try:
+            yield
+        except VolkitError as error:
+            if entry is not None and not isinstance(error, Ambiguous):
+                self._journal.write(Put(asked_key, entry.value), durable=False)
+            raise
+        self.forget(name, volume_id)
+
+    def asked(self, volume_id: str, name: str = "") -> Asked:
+        """What was asked for; the defaults for a volume that nobody made here."""
+        journal = self._journal
+        entry = journal.get(key("asked", volume_id)) or (journal.get(key("asked-of", name)) if name else None)
+        record = entry.value if entry else {}
+        return Asked(
+            fs_type=record.get("fs_type", ""),
+            mount_flags=tuple(record.get("mount_flags", ())),
+            readonly=record.get("readonly", False),
+        )
+
+    def created(self, volume_id: str) -> str:
+        """When it was made, in UTC as RFC 3339 has it; "" where that is not known."""
+        with suppress(VolkitError):
+            if entry := self._journal.get(key("asked", volume_id)):
+                return str(entry.value.get("created", ""))
+        return ""
+
+    def all_created(self) -> dict[str, str]:
+        """When each volume was made, by id, where that is known."""
+        with suppress(VolkitError):
+            found = self._journal.scan(key("asked", ""))
+            return {parts(entry.key)[1]: str(entry.value.get("created", "")) for entry in found}
+        return {}
+
+    def forget(self, name: str, volume_id: str = "") -> None:
+        """The volume is removed; without an id, by somebody who did not come to the end of it."""
+        journal = self._journal
+        keys = [key("asked-of", name), key("asked", volume_id)]
+        if not volume_id:
+            keys[1:] = [one.key for one in journal.scan(key("asked", "")) if one.value.get("name") == name]
+        journal.write(*map(Delete, keys), durable=False)
+
+
+def _different(before: Asked, asked: Asked) -> str:
+    """In which option they differ, or ""; what is in it may be secret."""
+    shown = {"fs_type": "fs-type", "mount_flags": "mount-options", "readonly": "readonly"}
+    return next((name for part, name in shown.items() if getattr(before, part) != getattr(asked, part)), "")

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from volkit import Engine, InUse, Unavailable, uses
+from volkit import Engine, FileVolume, InUse, Unavailable, uses
 from volkit.host import loop, mounts
 from volkit.sockets import UnixSocket
-from volkit.testing.memory import ARRAYS, Array, MemoryBackend, memory_settings
+from volkit.testing.memory import ARRAYS, Array, MemoryBackend, Stored, memory_settings
 from volkit_docker import service as module
 from volkit_docker.server import App, Server
 from volkit_docker.service import Service
@@ -104,6 +104,18 @@ def test_what_was_made_is_there_while_the_storage_is_away(plugin: Served) -> Non
     assert plugin.ok("Get", Name="v")["Volume"]["Status"]["size"] == "1Mi"
     plugin.ok("Remove", Name="v")
     assert plugin.names() == []
+
+
+def test_a_volume_that_is_known_by_its_id_is_there_as_well(plugin: Served) -> None:
+    plugin.array.volumes["vol-7"] = Stored(FileVolume(id="vol-7", capacity=1 << 20), "", "fast")
+    assert plugin.ok("Get", Name="vol-7")["Volume"]["Status"]["size"] == "1Mi"
+    plugin.array.before = fail
+    assert plugin.ok("Get", Name="vol-7")["Volume"]["Status"]["size"] == "not known: the array is away"
+    plugin.array.before = lambda method: None
+    plugin.ok("Remove", Name="vol-7")
+    assert plugin.refused("Get", Name="vol-7") == "no such volume: vol-7"
+    plugin.array.before = fail
+    assert plugin.refused("Get", Name="vol-7") == "the array is away"
 
 
 def test_what_the_storage_has_lost_is_not_made_anew(plugin: Served) -> None:

@@ -63,9 +63,9 @@ class Service:
         self.engine = engine
         self._wait = wait
         self.uses: Uses = Uses(engine, root)
-        self._ids: dict[
-            str, str
-        ] = {}  # by name, as the journal told last: one that is shared may be away too
+        # by name, as the journal told last: one that is shared may be away too
+        self._ids: dict[str, str] = {}
+        self._strangers: set[str] = set()  # ids of what an administrator has made
         if self.uses.shared:
             with suppress(VolkitError):
                 self._all_recorded()
@@ -211,18 +211,21 @@ class Service:
         if found is not None:
             return found
         try:
-            return self.engine.run("get_volume", GetVolumeRequest(volume_id=name), call).volume  # type: ignore[no-any-return]
+            volume: Volume = self.engine.run("get_volume", GetVolumeRequest(volume_id=name), call).volume
         except NotFound:
+            self._strangers.discard(name)
             return None
+        self._strangers.add(name)
+        return volume
 
     def _recorded(self, name: str) -> str:
-        """The id of what was made under this name; "" where nothing was. Raises what the journal raises, where it is
-        away and has not told before.
+        """The id of what was made under this name, or of what was found by this id; "" where nothing was. Raises what
+        the journal raises, where it is away and has not told before.
         """
         if self.engine.provisioning is None:
             return ""
         try:
-            found = self.engine.provisioning.id_of(name)
+            found = self.engine.provisioning.id_of(name) or (name if name in self._strangers else "")
         except VolkitError:
             if name in self._ids:
                 return self._ids[name]

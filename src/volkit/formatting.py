@@ -7,9 +7,10 @@ may have begun anew after us, finished, and put data in it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
-from volkit.errors import FailedPrecondition, NotBlank
+from volkit.errors import FailedPrecondition, InUse, NotBlank
 from volkit.host import apart, filesystems, mounts
 from volkit.host.probe import Probe, State, is_half_made, probe
 from volkit.model import FIRST_FORMAT, BlockConnection
@@ -62,8 +63,23 @@ def _existing(request: NodeStageRequest, device: str, found: Probe) -> str:
         raise NotBlank(
             f"volume {request.volume_id!r} holds a file system of type {found.type}, asked for is {wanted}"
         )
-    filesystems.check(device, found.type)
+    try:
+        filesystems.check(device, found.type)
+    except InUse:
+        if not _lives_elsewhere(device):
+            raise
     return found.type
+
+
+def _lives_elsewhere(device: str) -> bool:
+    """Is its file system mounted in another mount namespace, and not in this one: by a container that outlived the
+    mount here, or by whoever has a copy of it? Then it needs no check, and mounting it once more shows the same one.
+    """
+    from volkit.host import namespaces
+
+    number = os.stat(device).st_rdev
+    known = (os.major(number), os.minor(number))
+    return not mounts.mounts(device=known) and bool(namespaces.users_elsewhere(known))
 
 
 def mount_device(

@@ -89,6 +89,7 @@ class Uses:
         self._began = threading.Event()
         # by volume, the last begin after which all its users were seen to have it
         self._seen: dict[str, float] = {}
+        self._said: dict[str, str] = {}  # why it stays mounted: once is enough
 
     # -- begin and end
 
@@ -245,8 +246,11 @@ class Uses:
         except Aborted:
             return False
         except VolkitError as error:
-            _log.warning("volume %r is used by nobody and stays mounted: %s", use.name, error.message)
+            level = logging.WARNING if self._said.get(use.volume_id) != error.message else logging.DEBUG
+            _log.log(level, "volume %r is used by nobody and stays mounted: %s", use.name, error.message)
+            self._said[use.volume_id] = error.message
             return False
+        self._said.pop(use.volume_id, None)
         _log.info("volume %r was used by nobody any more", use.name)
         return True
 

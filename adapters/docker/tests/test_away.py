@@ -231,6 +231,42 @@ def test_creates_of_one_name_with_different_options_at_once(plugin: Served) -> N
 
 
 @pytest.mark.needs("mkfs.ext4")
+def test_a_copy_of_all_mounts_keeps_no_volume_from_its_next_user(tmp_path: Path) -> None:
+    """As a container has one that shows the host's whole tree: the volume is not free, and it is the same one."""
+    (tmp_path / "pool").mkdir()
+    settings = LoopSettings(pool=tmp_path / "pool")
+    engine = Engine(LoopBackend, settings, state_dir=tmp_path / "state", node_id="n1")
+    service = Service(engine, tmp_path / "mounts")
+    service.create({"Name": "v", "Opts": {"size": "16Mi"}})
+    path = Path(service.mount({"Name": "v", "ID": "a"})["Mountpoint"])
+    (path / "first").write_text("kept")
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo ready && exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as copy:
+        try:
+            assert copy.stdout is not None
+            assert copy.stdout.readline() == b"ready\n"
+            service.unmount({"Name": "v", "ID": "a"})
+            assert not path.exists()
+            assert service.mount({"Name": "v", "ID": "b"})["Mountpoint"] == str(path)
+            assert (path / "first").read_text() == "kept"
+            (path / "second").write_text("kept too")
+            service.unmount({"Name": "v", "ID": "b"})
+            with pytest.raises(InUse, match="in the mount namespace of pid"):
+                service.remove({"Name": "v"})
+        finally:
+            copy.kill()
+    service.mount({"Name": "v", "ID": "c"})
+    assert (path / "second").read_text() == "kept too"
+    service.unmount({"Name": "v", "ID": "c"})
+    end = time.monotonic() + PATIENCE
+    while service.uses.uses():
+        service.uses.settle()
+        assert time.monotonic() < end
+    service.remove({"Name": "v"})
+    engine.close()
+
+
+@pytest.mark.needs("mkfs.ext4")
 def test_a_container_outlives_the_mounts_of_its_plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

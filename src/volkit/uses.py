@@ -177,6 +177,12 @@ class Uses:
         record = self._record(volume_id)
         return _use(volume_id, record) if record else None
 
+    def holders(self, volume_id: str) -> dict[str, int]:
+        """Who uses the volume, and how often, as far as is told; nobody where no part of it is mounted any more."""
+        record = self._record(volume_id) or {}
+        there = any(mounts.is_mount_point(record[place]) for place in ("path", "staging") if record)
+        return dict(record["holders"]) if there else {}
+
     def uses(self) -> list[Use]:
         """Every volume that is in use, as recorded."""
         found = self._engine.node_journal.scan(key("use", ""))

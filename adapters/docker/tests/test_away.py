@@ -178,7 +178,7 @@ def test_a_journal_that_is_away_is_remembered(plugin: Served, monkeypatch: pytes
     for method in ("get", "scan", "write"):
         monkeypatch.setattr(journal, method, away)
     monkeypatch.setattr(plugin.service.uses, "path", lambda volume_id: "")
-    monkeypatch.setattr(plugin.service.uses, "of", lambda volume_id: None)
+    monkeypatch.setattr(plugin.service.uses, "holders", lambda volume_id: {})
     monkeypatch.setattr(plugin.service.uses, "uses", list)  # these are the node's own
     assert plugin.ok("Get", Name="v")["Volume"]["Status"]["size"] == "not known: etcd is away"
     assert plugin.names() == ["v"]

@@ -264,8 +264,7 @@ class Service:
 
     def _status(self, volume_id: str, path: str, *, look: bool) -> Answer:
         """What `docker volume inspect` shows of it; `path` is where it is mounted, or ""; `look` how full it is."""
-        use = self.uses.of(volume_id)
-        holders = dict(use.holders) if use is not None and path else {}
+        holders = self.uses.holders(volume_id)
         status: Answer = {
             "backend": self.engine.backend.name,
             "id": volume_id,

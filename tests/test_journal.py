@@ -680,6 +680,34 @@ def test_a_damaged_record_is_quarantined_and_the_others_are_not(sqlite: SqliteJo
     assert keys(sqlite, "a/") == ["a/bad", "a/good"]
 
 
+@pytest.mark.parametrize("how", ["get", "scan"])
+@pytest.mark.parametrize("damaged", ["value", "key"])
+def test_what_is_not_utf8_is_quarantined_like_any_other(
+    sqlite: SqliteJournal, damaged: str, how: str
+) -> None:
+    """A bit that flipped in a record, where SQLite's own check sees nothing wrong."""
+    sqlite.write(Put("volume/bad", {"name": "x"}), Put("volume/good", {"name": "y"}))
+    flipped = {"key": b"volume/b\xe1d", "value": b'{"name": "\xf8"}'}[damaged]
+    change = f"UPDATE record SET {damaged} = CAST(? AS TEXT) WHERE key = 'volume/bad'"
+    sqlite._writer.execute(change, (flipped,))
+    if how == "get":
+        assert sqlite.get("volume/bad") is None
+    assert keys(sqlite, "volume/") == ["volume/good"]
+    (aside,) = keys(sqlite, "quarantine/")
+    kept = sqlite.get(aside)
+    assert kept is not None
+    assert kept.value["why"] == "not UTF-8"
+    assert keys(sqlite) == [aside, "volume/good"]
+
+
+def test_a_file_that_was_removed_under_a_journal_is_told(sqlite: SqliteJournal) -> None:
+    sqlite.write(Put("a", {}))
+    os.unlink(sqlite.path)
+    with pytest.raises(Unavailable, match="restart"):
+        sqlite.write(Put("b", {}))
+    assert keys(sqlite) == ["a"]
+
+
 @pytest.mark.parametrize("make", ["directory", "below a file"])
 def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path, make: str) -> None:
     if make == "directory":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -148,11 +149,13 @@ def test_a_long_listing_is_of_one_moment(journal: EtcdJournal) -> None:
     assert len(journal.scan("v/", limit=700)) == 700
 
 
+@pytest.mark.parametrize("damaged", [b"{", b'{"name": "\xf8"}'], ids=["not JSON", "not UTF-8"])
 def test_a_damaged_record_is_quarantined_and_the_others_are_there(
-    etcd: Cluster, journal: EtcdJournal
+    etcd: Cluster, journal: EtcdJournal, damaged: bytes
 ) -> None:
     journal.write(Put("a", {}), Put("b", {}), Put("c", {}))
-    assert etcd.etcdctl("put", f"{journal.address.prefix}/record/b", "{").returncode == 0
+    place = f"{journal.address.prefix}/record/b"
+    assert etcd.etcdctl("put", place, os.fsdecode(damaged)).returncode == 0
     assert [entry.key for entry in journal.scan("", limit=0)] == ["a", "c"]
     assert journal.get("b") is None
     assert journal.get("quarantine/b") is not None

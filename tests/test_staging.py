@@ -582,7 +582,8 @@ def test_a_raw_device_is_not_looked_into(disk: World) -> None:
 def cut_mkfs(monkeypatch: pytest.MonkeyPatch, then: Callable[..., None]) -> None:
     """The process is killed in mkfs, which gets as far as `then`."""
 
-    def make(device: str, fs_type: str, **words: Any) -> None:
+    def make(device: str, fs_type: str, *, intend: Callable[[], None], **words: Any) -> None:
+        intend()
         then(device, fs_type)
         raise Killed
 
@@ -661,6 +662,44 @@ def test_an_intent_of_one_type_is_none_for_another(disk: World, monkeypatch: pyt
     assert probe.probe(disk.loops()[0]).uuid == before
 
 
+@pytest.mark.parametrize("refused", ["too small", "read-only"])
+def test_what_is_refused_before_mkfs_leaves_no_intent(
+    disk: World, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Nobody calls unstage after it."""
+    if refused == "too small":
+        disk.image(1)
+    else:
+        monkeypatch.setattr("volkit.host._block.read_only", lambda descriptor: True)
+    with pytest.raises((OutOfRange, FailedPrecondition)):
+        disk.stage()
+    assert disk.records() == []
+    assert disk.loops() == []
+
+
+def test_an_intent_that_another_type_is_refused_for_stays(
+    disk: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a killed mkfs.xfs: what is asked for as ext4 meanwhile is refused, and then xfs is finished, not mounted."""
+    disk.image(SMALLEST["xfs"])
+    real = filesystems.make
+
+    def half(device: str, fs_type: str) -> None:
+        real(device, fs_type, timeout=60)
+        put(disk, 126, b"\1")
+
+    with monkeypatch.context() as patch:
+        cut_mkfs(patch, half)
+        with pytest.raises(Killed):
+            disk.stage(Capability(fs_type="xfs"))
+    with pytest.raises(NotBlank):
+        disk.stage(Capability(fs_type="ext4"))
+    (record,) = disk.journal.scan("stage/")
+    assert record.value["format"] == "xfs"
+    disk.stage(Capability(fs_type="xfs"))
+    assert not probe.is_half_made(disk.loops()[0], "xfs")
+
+
 def test_zeros_are_not_taken_for_granted_after_a_killed_mkfs(
     disk: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -675,6 +714,7 @@ def test_zeros_are_not_taken_for_granted_after_a_killed_mkfs(
     def make(device: str, fs_type: str, *, zeroed: bool, **words: Any) -> None:
         said.append(zeroed)
         if len(said) == 1:
+            words["intend"]()
             raise Killed
         real_make(device, fs_type, zeroed=zeroed, **words)
 

@@ -188,6 +188,8 @@ class Provisioning:
         self._refuse_if_in_use(volume_id)
         self.volumes.delete(volume_id, secrets)
         self.attaching.forget(volume_id)  # what is left was detached behind our back
+        if self._node_state:
+            self._node_state.forget_format(volume_id)
 
     def _refuse_if_in_use(self, volume_id: str) -> None:
         if self._node_state and (where := self._node_state.in_use(volume_id)):

@@ -74,7 +74,7 @@ class Provisioning:
         validate.check_name(request.name)
         validate.check_capacity_range(request.capacity_range)
         request, kind, asked = self._prepared(request)
-        with self.volumes.lock_name(request.name, call.patience()):
+        with self.volumes.lock_to_create(request.name, request.secrets, call.patience()):
             found = self.volumes.find(request.name, request.secrets)
             if found is None:
                 request = attrs.evolve(request, size=self._size_for(request))
@@ -350,7 +350,7 @@ class Provisioning:
         validate.check_name(request.name)
         validate.check_id(request.source_volume_id, "source_volume_id")
         asked = {"source": request.source_volume_id, "parameters": dict(request.parameters)}
-        with self.snapshots.lock_name(request.name, call.patience()):
+        with self.snapshots.lock_to_create(request.name, request.secrets, call.patience()):
             found = self.snapshots.find(request.name, request.secrets)
             if found is None:
                 self._look_volume(id=request.source_volume_id, secrets=request.secrets)

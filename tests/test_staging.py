@@ -323,8 +323,38 @@ def test_the_file_system_that_was_asked_for(disk: World, fs_type: str) -> None:
     assert here is not None
     assert here.fs_type == fs_type
     assert "noatime" in here.options
-    disk.stage(Capability(fs_type=fs_type))
+    disk.stage(Capability(fs_type=fs_type, mount_flags=("noatime",)))
     assert disk.mounted() == [disk.staging]
+
+
+def test_other_mount_flags_are_refused(any_world: tuple[World, Capability]) -> None:
+    world, capability = any_world
+    for call in (world.stage, world.publish):
+        for _ in range(2):
+            call(evolve(capability, mount_flags=("noatime",)))
+        for flags in ((), ("nodiratime",), ("noatime", "nodev")):
+            with pytest.raises(AlreadyExists, match="other mount flags"):
+                call(evolve(capability, mount_flags=flags))
+
+
+def test_a_secret_in_mount_flags_may_rotate_and_is_not_recorded(disk: World) -> None:
+    for call in (disk.stage, disk.publish):
+        for password in ("hunter2", "hunter3"):
+            call(Capability(mount_flags=("noatime", f"comment={password}")))
+        with pytest.raises(AlreadyExists, match="other mount flags"):
+            call(Capability(mount_flags=("noatime",)))
+    assert "hunter" not in str([dict(entry.value) for entry in disk.journal.scan("")])
+
+
+def test_a_record_of_an_older_version_tells_of_no_flags(any_world: tuple[World, Capability]) -> None:
+    world, capability = any_world
+    world.stage(capability)
+    world.publish(capability)
+    for entry in world.journal.scan(""):
+        old = {name: value for name, value in entry.value.items() if name != "flags"}
+        world.journal.write(Put(entry.key, old))
+    world.stage(evolve(capability, mount_flags=("noatime",)))
+    world.publish(evolve(capability, mount_flags=("noatime",)))
 
 
 def test_other_arguments_are_refused(any_world: tuple[World, Capability]) -> None:

@@ -634,6 +634,30 @@ def test_an_attached_volume_is_not_deleted(engine: Engine) -> None:
     delete(engine, volume.id)
 
 
+def test_a_deletion_that_was_cut_short_is_not_finished_by_a_create_while_the_volume_is_attached(
+    engine: Engine,
+) -> None:
+    """The storage did not answer the delete; the volume was attached all the same, and its name is asked for again."""
+    volume = create(engine)
+    array = array_of(engine)
+
+    def before(method: str) -> None:
+        if method == "delete_volume":
+            raise Unavailable("no answer")
+
+    array.before = before
+    with pytest.raises(Unavailable):
+        delete(engine, volume.id)
+    array.before = lambda method: None
+    publish(engine, volume.id)
+    with pytest.raises(InUse, match="attached to node 'n1'"):
+        create(engine)
+    assert list(array.volumes) == [volume.id]
+    unpublish(engine, volume.id, "n1?port=fc:1")
+    assert create(engine).id != volume.id
+    assert volume.id not in array.volumes
+
+
 def test_a_refused_delete_leaves_the_volume_as_it_was(engine: Engine) -> None:
     volume = create(engine)
 

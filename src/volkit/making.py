@@ -63,7 +63,8 @@ class Making(Generic[T]):
     """Creates and deletes things of one sort through a controller. The caller holds `lock_name` or `lock_id`.
 
     `look` gets one by id or by name (keywords `id`, `name`, `secrets`) and raises NotFound; `remove(id,
-    secrets)` deletes one. `secrets` are those of the call that is served.
+    secrets)` deletes one; `refuse(id)` raises InUse where that must not be. `secrets` are those of the call that is
+    served.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class Making(Generic[T]):
         *,
         look: Callable[..., T],
         remove: Callable[[str, Secrets], None],
+        refuse: Callable[[str], None] = lambda id_: None,
     ) -> None:
         self._sort = sort
         self._journal = journal
         self._locks = locks
         self.look: Callable[..., T] = look
         self._remove = remove
+        self._refuse = refuse
         self._takes_ids = isinstance(controller, TakesIds)
         self._finds_names = isinstance(controller, FindsByName)
         self._findable = self._takes_ids or self._finds_names
@@ -146,6 +149,7 @@ class Making(Generic[T]):
         id_ = record.get("id") or self.id_for(name)
         made = self._journal.get(self._id_key(id_)) if id_ else None
         if made and made.value.get("state") == "deleting":
+            self._refuse(id_)
             self.delete(id_, secrets)
             return None
         thing = self._look_for(id_, name, secrets)

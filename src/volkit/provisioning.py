@@ -55,7 +55,13 @@ class Provisioning:
         self._locks = locks
         self._node_state = node_state
         self.volumes: Making[Volume] = Making(
-            "volume", controller, journal, locks, look=self._look_volume, remove=self._remove_volume
+            "volume",
+            controller,
+            journal,
+            locks,
+            look=self._look_volume,
+            remove=self._remove_volume,
+            refuse=self._refuse_if_in_use,
         )
         self.snapshots: Making[Snapshot] = Making(
             "snapshot", controller, journal, locks, look=self._look_snapshot, remove=self._remove_snapshot

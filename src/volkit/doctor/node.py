@@ -110,7 +110,7 @@ class Table:
         """
         found: dict[object, list[int]] = {}
         for at, one in enumerate(self.all):
-            keys = {one.device, one.source}
+            keys: set[object] = {one.device, one.source}
             if one.device[0] == 0 and one.source.startswith("/dev/"):
                 keys.add(devices.number(one.source))
             if one.fs_type in _NODES:

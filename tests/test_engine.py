@@ -30,6 +30,7 @@ from volkit.errors import (
     UnsupportedVolume,
 )
 from volkit.interfaces import ConnectsPerPod, Controller, ExpandsOffline, FindsByName, Node, Publishes
+from volkit.journal import Delete, Put
 from volkit.journal.memory import MemoryJournal
 from volkit.model import (
     FIRST_FORMAT,
@@ -820,6 +821,33 @@ def test_a_volume_for_one_node_is_not_attached_to_two(make: Make, journal: str) 
         publish(engine, volume.id, "n2")
     unpublish(engine, volume.id, "n1")
     publish(engine, volume.id, "n2")
+
+
+class LosingJournal(MemoryJournal):
+    """Its lock is lost while the storage attaches; `meanwhile` is what another replica does with the record then."""
+
+    meanwhile: Callable[[Put], Put | Delete] | None = None
+
+    def write(self, *changes: Put | Delete, durable: bool = True) -> None:
+        for change in changes:
+            if self.meanwhile and isinstance(change, Put) and "context" in change.value:
+                do, self.meanwhile = self.meanwhile, None
+                super().write(do(change))
+                raise Aborted("the lock was lost")
+        super().write(*changes, durable=durable)
+
+
+@pytest.mark.parametrize("by_another", ["detached", "attached"])
+def test_what_is_attached_after_the_lock_was_lost_is_taken_back(make: Make, by_another: str) -> None:
+    journal = LosingJournal()
+    engine = make(journal=journal)
+    volume = create(engine)
+    stays = by_another == "attached"
+    journal.meanwhile = lambda change: change if stays else Delete(change.key)
+    with pytest.raises(Aborted, match="lost") as error:
+        publish(engine, volume.id, "n1")
+    assert type(error.value) is Aborted
+    assert list(array_of(engine).volumes[volume.id].nodes) == (["n1"] if stays else [])
 
 
 def test_a_volume_with_one_writer_has_no_second(engine: Engine) -> None:

@@ -38,7 +38,8 @@ _GENERATIONS = 100
 """How often a name is made, deleted and made again, at most, while a storage remembers all of its tokens."""
 
 
-_TAKE_BACK_SECONDS = 2.0
+TAKE_BACK_SECONDS = 2.0
+"""How long is waited for the lock of what was made, or attached, after the lock was lost."""
 
 
 class _Late(Aborted):
@@ -126,7 +127,7 @@ class Making(Generic[T]):
 
     def _take_back(self, name: str, id_: str, secrets: Secrets) -> None:
         """Remove what was made too late, unless somebody has taken it for his own since, or will by its name."""
-        with self._locks.hold(self._name_key(name), self._id_key(id_), wait=_TAKE_BACK_SECONDS):
+        with self._locks.hold(self._name_key(name), self._id_key(id_), wait=TAKE_BACK_SECONDS):
             entry = self._journal.get(self._name_key(name))
             known = entry is not None and entry.value.get("id") in (None, id_)
             if known or self._journal.get(self._id_key(id_)) is not None:

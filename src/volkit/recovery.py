@@ -42,7 +42,9 @@ class Record:
 
 def records(journal: Journal, is_mounted: Callable[[str], bool] = mounts.is_mount_point) -> list[Record]:
     """Every record, those in the quarantine included. `is_mounted` tells whether something is mounted at a path."""
-    return [described(entry, is_mounted) for entry in journal.scan("")]
+    found = {entry.key: entry for entry in journal.scan("")}
+    found |= {entry.key: entry for entry in journal.scan(key(QUARANTINE, ""))}  # what was moved there just now too
+    return [described(found[one], is_mounted) for one in sorted(found)]
 
 
 def described(entry: Entry, is_mounted: Callable[[str], bool] = mounts.is_mount_point) -> Record:

@@ -638,6 +638,22 @@ def test_a_damaged_journal_is_set_aside_where_that_is_harmless(
     assert list(tmp_path.glob("journal.db.damaged-*Z")) == [aside]
 
 
+@pytest.mark.parametrize(
+    "flipped", [b"CREATE TABLE redord", b"CREATE TABLE r\xe9cord", b"CR\xe5ATE TABLE record"]
+)
+def test_a_damaged_schema_is_damage_like_any_other(tmp_path: Path, flipped: bytes) -> None:
+    path = tmp_path / "journal.db"
+    with closing(SqliteJournal(str(path))) as journal:
+        journal.write(Put("a", {}))
+    content = path.read_bytes()
+    assert content.count(b"CREATE TABLE record") == 1
+    path.write_bytes(content.replace(b"CREATE TABLE record", flipped))
+    with pytest.raises(FailedPrecondition, match="is damaged"):
+        SqliteJournal(str(path))
+    with closing(open_journal(f"sqlite://{path}", set_aside=True)) as journal:
+        assert keys(journal) == []
+
+
 def test_who_has_a_journal_open_that_is_set_aside_is_told(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     with closing(SqliteJournal(str(path))) as old:

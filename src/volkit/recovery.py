@@ -43,7 +43,9 @@ class Record:
 def records(journal: Journal, is_mounted: Callable[[str], bool] = mounts.is_mount_point) -> list[Record]:
     """Every record, those in the quarantine included. `is_mounted` tells whether something is mounted at a path."""
     found = {entry.key: entry for entry in journal.scan("")}
-    found |= {entry.key: entry for entry in journal.scan(key(QUARANTINE, ""))}  # what was moved there just now too
+    found |= {
+        entry.key: entry for entry in journal.scan(key(QUARANTINE, ""))
+    }  # what was moved there just now too
     return [described(found[one], is_mounted) for one in sorted(found)]
 
 

@@ -110,7 +110,10 @@ class SqliteJournal(Journal):
             self._inode = os.stat(self.path).st_ino
         except (OSError, sqlite3.OperationalError) as error:  # no room, no permission, locked
             raise Unavailable(f"the journal {self.path} cannot be opened ({error})") from error
-        except sqlite3.DatabaseError as error:
+        except (
+            sqlite3.DatabaseError,
+            UnicodeDecodeError,
+        ) as error:  # of a message that quotes what is damaged
             if self._is_ours():
                 raise _Damaged(str(error)) from error
             raise FailedPrecondition(
@@ -125,6 +128,12 @@ class SqliteJournal(Journal):
 
     def _check(self, db: sqlite3.Connection) -> None:
         """Look for damage, as far as that takes no time that a start would notice."""
+        try:
+            db.execute("SELECT key, value, revision FROM record LIMIT 1").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_ERROR:  # no such table, no such column
+                raise _Damaged(str(error)) from error
+            raise
         if os.stat(self.path).st_size > _CHECK_BYTES:
             return
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()

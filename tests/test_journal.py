@@ -654,6 +654,16 @@ def test_a_damaged_schema_is_damage_like_any_other(tmp_path: Path, flipped: byte
         assert keys(journal) == []
 
 
+def test_a_record_that_is_out_of_its_order_is_damage(tmp_path: Path) -> None:
+    """A look-up would miss it, and others: a flipped bit in a key, which `PRAGMA quick_check` does not see."""
+    path = tmp_path / "journal.db"
+    with closing(SqliteJournal(str(path))) as journal:
+        journal.write(*(Put(f"volume/v{n}", {}) for n in range(9)))
+    path.write_bytes(path.read_bytes().replace(b"volume/v4", b"zolume/v4"))
+    with pytest.raises(FailedPrecondition, match=r"is damaged .*order"):
+        SqliteJournal(str(path))
+
+
 def test_who_has_a_journal_open_that_is_set_aside_is_told(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     with closing(SqliteJournal(str(path))) as old:

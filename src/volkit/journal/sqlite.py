@@ -129,14 +129,14 @@ class SqliteJournal(Journal):
     def _check(self, db: sqlite3.Connection) -> None:
         """Look for damage, as far as that takes no time that a start would notice."""
         try:
-            db.execute("SELECT key, value, revision FROM record LIMIT 1").fetchone()
+            db.execute(f"SELECT {_COLUMNS} FROM record LIMIT 1").fetchone()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_ERROR:  # no such table, no such column
                 raise _Damaged(str(error)) from error
             raise
         if os.stat(self.path).st_size > _CHECK_BYTES:
             return
-        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise _Damaged(" ".join(found.split()))
 

@@ -30,6 +30,7 @@ from volkit.errors import (
     UnsupportedVolume,
 )
 from volkit.interfaces import ConnectsPerPod, Controller, ExpandsOffline, FindsByName, Node, Publishes
+from volkit.journal import Delete, Put
 from volkit.journal.memory import MemoryJournal
 from volkit.model import (
     FIRST_FORMAT,
@@ -634,6 +635,30 @@ def test_an_attached_volume_is_not_deleted(engine: Engine) -> None:
     delete(engine, volume.id)
 
 
+def test_a_deletion_that_was_cut_short_is_not_finished_by_a_create_while_the_volume_is_attached(
+    engine: Engine,
+) -> None:
+    """The storage did not answer the delete; the volume was attached all the same, and its name is asked for again."""
+    volume = create(engine)
+    array = array_of(engine)
+
+    def before(method: str) -> None:
+        if method == "delete_volume":
+            raise Unavailable("no answer")
+
+    array.before = before
+    with pytest.raises(Unavailable):
+        delete(engine, volume.id)
+    array.before = lambda method: None
+    publish(engine, volume.id)
+    with pytest.raises(InUse, match="attached to node 'n1'"):
+        create(engine)
+    assert list(array.volumes) == [volume.id]
+    unpublish(engine, volume.id, "n1?port=fc:1")
+    assert create(engine).id != volume.id
+    assert volume.id not in array.volumes
+
+
 def test_a_refused_delete_leaves_the_volume_as_it_was(engine: Engine) -> None:
     volume = create(engine)
 
@@ -796,6 +821,33 @@ def test_a_volume_for_one_node_is_not_attached_to_two(make: Make, journal: str) 
         publish(engine, volume.id, "n2")
     unpublish(engine, volume.id, "n1")
     publish(engine, volume.id, "n2")
+
+
+class LosingJournal(MemoryJournal):
+    """Its lock is lost while the storage attaches; `meanwhile` is what another replica does with the record then."""
+
+    meanwhile: Callable[[Put], Put | Delete] | None = None
+
+    def write(self, *changes: Put | Delete, durable: bool = True) -> None:
+        for change in changes:
+            if self.meanwhile and isinstance(change, Put) and "context" in change.value:
+                do, self.meanwhile = self.meanwhile, None
+                super().write(do(change))
+                raise Aborted("the lock was lost")
+        super().write(*changes, durable=durable)
+
+
+@pytest.mark.parametrize("by_another", ["detached", "attached"])
+def test_what_is_attached_after_the_lock_was_lost_is_taken_back(make: Make, by_another: str) -> None:
+    journal = LosingJournal()
+    engine = make(journal=journal)
+    volume = create(engine)
+    stays = by_another == "attached"
+    journal.meanwhile = lambda change: change if stays else Delete(change.key)
+    with pytest.raises(Aborted, match="lost") as error:
+        publish(engine, volume.id, "n1")
+    assert type(error.value) is Aborted
+    assert list(array_of(engine).volumes[volume.id].nodes) == (["n1"] if stays else [])
 
 
 def test_a_volume_with_one_writer_has_no_second(engine: Engine) -> None:

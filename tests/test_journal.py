@@ -638,6 +638,32 @@ def test_a_damaged_journal_is_set_aside_where_that_is_harmless(
     assert list(tmp_path.glob("journal.db.damaged-*Z")) == [aside]
 
 
+@pytest.mark.parametrize(
+    "flipped", [b"CREATE TABLE redord", b"CREATE TABLE r\xe9cord", b"CR\xe5ATE TABLE record"]
+)
+def test_a_damaged_schema_is_damage_like_any_other(tmp_path: Path, flipped: bytes) -> None:
+    path = tmp_path / "journal.db"
+    with closing(SqliteJournal(str(path))) as journal:
+        journal.write(Put("a", {}))
+    content = path.read_bytes()
+    assert content.count(b"CREATE TABLE record") == 1
+    path.write_bytes(content.replace(b"CREATE TABLE record", flipped))
+    with pytest.raises(FailedPrecondition, match="is damaged"):
+        SqliteJournal(str(path))
+    with closing(open_journal(f"sqlite://{path}", set_aside=True)) as journal:
+        assert keys(journal) == []
+
+
+def test_a_record_that_is_out_of_its_order_is_damage(tmp_path: Path) -> None:
+    """A look-up would miss it, and others: a flipped bit in a key, which `PRAGMA quick_check` does not see."""
+    path = tmp_path / "journal.db"
+    with closing(SqliteJournal(str(path))) as journal:
+        journal.write(*(Put(f"volume/v{n}", {}) for n in range(9)))
+    path.write_bytes(path.read_bytes().replace(b"volume/v4", b"zolume/v4"))
+    with pytest.raises(FailedPrecondition, match=r"is damaged .*order"):
+        SqliteJournal(str(path))
+
+
 def test_who_has_a_journal_open_that_is_set_aside_is_told(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     with closing(SqliteJournal(str(path))) as old:
@@ -678,6 +704,34 @@ def test_a_damaged_record_is_quarantined_and_the_others_are_not(sqlite: SqliteJo
     assert "not JSON" in kept.value["why"]
     sqlite.write(Put("a/bad", {"mended": True}))
     assert keys(sqlite, "a/") == ["a/bad", "a/good"]
+
+
+@pytest.mark.parametrize("how", ["get", "scan"])
+@pytest.mark.parametrize("damaged", ["value", "key"])
+def test_what_is_not_utf8_is_quarantined_like_any_other(
+    sqlite: SqliteJournal, damaged: str, how: str
+) -> None:
+    """A bit that flipped in a record, where SQLite's own check sees nothing wrong."""
+    sqlite.write(Put("volume/bad", {"name": "x"}), Put("volume/good", {"name": "y"}))
+    flipped = {"key": b"volume/b\xe1d", "value": b'{"name": "\xf8"}'}[damaged]
+    change = f"UPDATE record SET {damaged} = CAST(? AS TEXT) WHERE key = 'volume/bad'"
+    sqlite._writer.execute(change, (flipped,))
+    if how == "get":
+        assert sqlite.get("volume/bad") is None
+    assert keys(sqlite, "volume/") == ["volume/good"]
+    (aside,) = keys(sqlite, "quarantine/")
+    kept = sqlite.get(aside)
+    assert kept is not None
+    assert kept.value["why"] == "not UTF-8"
+    assert keys(sqlite) == [aside, "volume/good"]
+
+
+def test_a_file_that_was_removed_under_a_journal_is_told(sqlite: SqliteJournal) -> None:
+    sqlite.write(Put("a", {}))
+    os.unlink(sqlite.path)
+    with pytest.raises(Unavailable, match="restart"):
+        sqlite.write(Put("b", {}))
+    assert keys(sqlite) == ["a"]
 
 
 @pytest.mark.parametrize("make", ["directory", "below a file"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -148,11 +149,35 @@ def test_a_long_listing_is_of_one_moment(journal: EtcdJournal) -> None:
     assert len(journal.scan("v/", limit=700)) == 700
 
 
+def test_a_compaction_in_the_middle_of_a_listing_is_to_be_repeated(
+    etcd: Cluster, journal: EtcdJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start in range(0, 600, 100):
+        journal.write(*(Put(f"v/{n:04}", {}) for n in range(start, start + 100)))
+    call = journal._client.call
+
+    def compacting(path: str, body: dict[str, Any], **words: Any) -> tuple[Any, bool]:
+        answer = call(path, body, **words)
+        if answer[0].get("more"):
+            journal.write(Put("other", {}))
+            revision = int(answer[0]["header"]["revision"]) + 1
+            assert etcd.etcdctl("compaction", str(revision)).returncode == 0
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal._client, "call", compacting)
+        with pytest.raises(Unavailable, match="repeat the call"):
+            journal.scan("v/")
+    assert len(journal.scan("v/")) == 600
+
+
+@pytest.mark.parametrize("damaged", [b"{", b'{"name": "\xf8"}'], ids=["not JSON", "not UTF-8"])
 def test_a_damaged_record_is_quarantined_and_the_others_are_there(
-    etcd: Cluster, journal: EtcdJournal
+    etcd: Cluster, journal: EtcdJournal, damaged: bytes
 ) -> None:
     journal.write(Put("a", {}), Put("b", {}), Put("c", {}))
-    assert etcd.etcdctl("put", f"{journal.address.prefix}/record/b", "{").returncode == 0
+    place = f"{journal.address.prefix}/record/b"
+    assert etcd.etcdctl("put", place, os.fsdecode(damaged)).returncode == 0
     assert [entry.key for entry in journal.scan("", limit=0)] == ["a", "c"]
     assert journal.get("b") is None
     assert journal.get("quarantine/b") is not None

@@ -274,3 +274,9 @@ def test_a_lost_lock_file_is_unavailable(path: Path) -> None:
     with pytest.raises(Unavailable, match="lock file"), locks.hold("volume/v", wait=0):
         pass
     assert not locks._turns
+
+
+def test_a_place_where_no_lock_file_can_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    with pytest.raises(Unavailable, match=r"/locks cannot be opened \(Is a directory\)"):
+        Locks(tmp_path / "locks")

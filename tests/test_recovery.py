@@ -145,7 +145,7 @@ REMOVED = "volkit_loop.pool:Pool:remove"
 ATTACHED = "volkit_loop.node:LoopNode:connect"
 MOUNTED = "volkit.host.mounts::mount"
 BOUND = "volkit.host.mounts::bind"
-FORMATTED = "volkit.host.filesystems::make"
+FORMATTED = "volkit.host._block::sync"
 
 
 def test_a_create_that_happened_is_recorded(node: Node) -> None:
@@ -202,12 +202,33 @@ def test_the_intent_to_make_a_file_system_outlives_recovery(node: Node, before: 
     assert row == (
         "stage",
         "it is unmounted and disconnected; the next stage makes its file system anew",
-        False,
+        True,
     )
     assert node.devices() == []
     node.stage()
     node.unstage()
     assert node.findings() == []
+
+
+def test_a_half_made_file_system_is_remembered_and_needs_nobody(node: Node) -> None:
+    """After an unstage nothing is connected or mounted: there is nothing to settle, and a deletion forgets it."""
+    node.die(["create", "stage"], FORMATTED)
+    node.unstage()
+    (left,) = [one for one in records(node.engine.journal) if one.kind == "stage"]
+    assert (left.state, left.unfinished) == ("half-made ext4", False)
+    assert list(recover(node.engine, min_age=0)) == []
+    assert list(examine(node.engine, min_age=0)) == []
+    node.stage()
+    node.unstage()
+    node.delete()
+    assert records(node.engine.journal) == []
+
+
+def test_a_half_made_file_system_is_forgotten_with_its_volume(node: Node) -> None:
+    node.die(["create", "stage"], FORMATTED)
+    assert [settled for *_, settled in recover(node.engine, min_age=0)] == [True]
+    node.delete()
+    assert records(node.engine.journal) == []
 
 
 def test_a_publish_that_was_cut_short_is_undone(node: Node) -> None:

@@ -204,6 +204,41 @@ def test_a_paused_one_is_taken_over_and_changes_nothing_afterwards(start: Start,
     assert one.answer() == {"ok": "pvc-1"}
 
 
+def test_what_a_paused_one_makes_after_it_was_deleted_is_taken_back(start: Start, tmp_path: Path) -> None:
+    one, other = start(), start()
+    stopped_in_the_middle(one, tmp_path, signal.SIGSTOP)
+    created_by(other, within=20)
+    other.ask("delete", "pvc-1")
+    assert other.answer() == {"ok": None}
+    one.hold.unlink()
+    one.process.send_signal(signal.SIGCONT)
+    assert one.answer()["error"] == "Aborted"
+    assert volumes(tmp_path) == []
+    created_by(other, within=5)
+    assert volumes(tmp_path) == ["pvc-1"]
+
+
+def test_what_a_paused_one_makes_stays_where_another_one_waits_for_it(start: Start, tmp_path: Path) -> None:
+    """The other one died over the same volume: its intent is there, and the next repeat takes what is found."""
+    one, other, third = start(), start(), start()
+    stopped_in_the_middle(one, tmp_path, signal.SIGSTOP)
+    (tmp_path / "asked.pvc-1").unlink()
+    other.hold.touch()
+    while not (tmp_path / "asked.pvc-1").exists():  # when the lock of the first has run out
+        other.ask("create", "pvc-1")
+        until = time.monotonic() + 6
+        while time.monotonic() < until and not (tmp_path / "asked.pvc-1").exists():
+            time.sleep(0.01)
+    other.process.kill()
+    time.sleep(3)
+    one.hold.unlink()
+    one.process.send_signal(signal.SIGCONT)
+    assert one.answer()["error"] == "Aborted"
+    assert volumes(tmp_path) == ["pvc-1"]
+    created_by(third, within=20)
+    assert volumes(tmp_path) == ["pvc-1"]
+
+
 def test_a_cut_majority_doubles_nothing(etcd: Cluster, start: Start, tmp_path: Path) -> None:
     one, other = start(), start()
     etcd.pause(0, 1)

@@ -323,8 +323,38 @@ def test_the_file_system_that_was_asked_for(disk: World, fs_type: str) -> None:
     assert here is not None
     assert here.fs_type == fs_type
     assert "noatime" in here.options
-    disk.stage(Capability(fs_type=fs_type))
+    disk.stage(Capability(fs_type=fs_type, mount_flags=("noatime",)))
     assert disk.mounted() == [disk.staging]
+
+
+def test_other_mount_flags_are_refused(any_world: tuple[World, Capability]) -> None:
+    world, capability = any_world
+    for call in (world.stage, world.publish):
+        for _ in range(2):
+            call(evolve(capability, mount_flags=("noatime",)))
+        for flags in ((), ("nodiratime",), ("noatime", "nodev")):
+            with pytest.raises(AlreadyExists, match="other mount flags"):
+                call(evolve(capability, mount_flags=flags))
+
+
+def test_a_secret_in_mount_flags_may_rotate_and_is_not_recorded(disk: World) -> None:
+    for call in (disk.stage, disk.publish):
+        for password in ("hunter2", "hunter3"):
+            call(Capability(mount_flags=("noatime", f"comment={password}")))
+        with pytest.raises(AlreadyExists, match="other mount flags"):
+            call(Capability(mount_flags=("noatime",)))
+    assert "hunter" not in str([dict(entry.value) for entry in disk.journal.scan("")])
+
+
+def test_a_record_of_an_older_version_tells_of_no_flags(any_world: tuple[World, Capability]) -> None:
+    world, capability = any_world
+    world.stage(capability)
+    world.publish(capability)
+    for entry in world.journal.scan(""):
+        old = {name: value for name, value in entry.value.items() if name != "flags"}
+        world.journal.write(Put(entry.key, old))
+    world.stage(evolve(capability, mount_flags=("noatime",)))
+    world.publish(evolve(capability, mount_flags=("noatime",)))
 
 
 def test_other_arguments_are_refused(any_world: tuple[World, Capability]) -> None:
@@ -582,7 +612,8 @@ def test_a_raw_device_is_not_looked_into(disk: World) -> None:
 def cut_mkfs(monkeypatch: pytest.MonkeyPatch, then: Callable[..., None]) -> None:
     """The process is killed in mkfs, which gets as far as `then`."""
 
-    def make(device: str, fs_type: str, **words: Any) -> None:
+    def make(device: str, fs_type: str, *, intend: Callable[[], None], **words: Any) -> None:
+        intend()
         then(device, fs_type)
         raise Killed
 
@@ -661,6 +692,44 @@ def test_an_intent_of_one_type_is_none_for_another(disk: World, monkeypatch: pyt
     assert probe.probe(disk.loops()[0]).uuid == before
 
 
+@pytest.mark.parametrize("refused", ["too small", "read-only"])
+def test_what_is_refused_before_mkfs_leaves_no_intent(
+    disk: World, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Nobody calls unstage after it."""
+    if refused == "too small":
+        disk.image(1)
+    else:
+        monkeypatch.setattr("volkit.host._block.read_only", lambda descriptor: True)
+    with pytest.raises((OutOfRange, FailedPrecondition)):
+        disk.stage()
+    assert disk.records() == []
+    assert disk.loops() == []
+
+
+def test_an_intent_that_another_type_is_refused_for_stays(
+    disk: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a killed mkfs.xfs: what is asked for as ext4 meanwhile is refused, and then xfs is finished, not mounted."""
+    disk.image(SMALLEST["xfs"])
+    real = filesystems.make
+
+    def half(device: str, fs_type: str) -> None:
+        real(device, fs_type, timeout=60)
+        put(disk, 126, b"\1")
+
+    with monkeypatch.context() as patch:
+        cut_mkfs(patch, half)
+        with pytest.raises(Killed):
+            disk.stage(Capability(fs_type="xfs"))
+    with pytest.raises(NotBlank):
+        disk.stage(Capability(fs_type="ext4"))
+    (record,) = disk.journal.scan("stage/")
+    assert record.value["format"] == "xfs"
+    disk.stage(Capability(fs_type="xfs"))
+    assert not probe.is_half_made(disk.loops()[0], "xfs")
+
+
 def test_zeros_are_not_taken_for_granted_after_a_killed_mkfs(
     disk: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -675,6 +744,7 @@ def test_zeros_are_not_taken_for_granted_after_a_killed_mkfs(
     def make(device: str, fs_type: str, *, zeroed: bool, **words: Any) -> None:
         said.append(zeroed)
         if len(said) == 1:
+            words["intend"]()
             raise Killed
         real_make(device, fs_type, zeroed=zeroed, **words)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,14 +12,20 @@ import attrs
 
 from volkit import model, requests, validate
 from volkit.backend import Limits
-from volkit.errors import AlreadyExists, Ambiguous, InUse, NotFound, VolkitError
+from volkit.errors import Aborted, AlreadyExists, Ambiguous, InUse, NotFound, VolkitError
 from volkit.guard import call_backend
 from volkit.interfaces import Controller, ListsPublished, Publishes
 from volkit.journal import Delete, Journal, Put, key
 from volkit.journal.records import parts, quarantined
-from volkit.making import Making
+from volkit.making import TAKE_BACK_SECONDS, Making
 from volkit.model import Volume
 from volkit.node_ids import decode_node_id
+
+_log = logging.getLogger("volkit.engine")
+
+
+class _Late(Aborted):
+    """The lock was lost before it was recorded that the volume is attached."""
 
 
 class Attaching:
@@ -44,43 +51,73 @@ class Attaching:
         validate.check_id(request.volume_id)
         validate.check_id(request.node_id, "node_id")
         node_id, facts = decode_node_id(request.node_id)
-        with self._volumes.lock_id(request.volume_id, call.patience()):
-            volume = self._volumes.look(id=request.volume_id, secrets=request.secrets)
-            validate.check_capabilities(
-                (request.capability,),
-                type(volume),
-                modes=self._limits.access_modes,
-                fs_types=self._limits.fs_types,
-            )
-            attach_key = key("attach", request.volume_id, node_id)
-            asked = {"node": node_id, "readonly": request.readonly, "capability": request.capability.record()}
-            entry = self._journal.get(attach_key)
-            since = entry.value.get("since", 0) if entry else time.time()
-            record = {**asked, "node_id": request.node_id, "since": since}
-            if entry and "context" in entry.value and node_id in self.nodes_of(request.volume_id):
-                if any(entry.value[part] != asked[part] for part in asked):
-                    raise AlreadyExists(
-                        f"volume {request.volume_id!r} is attached to node {node_id!r} in another way: detach it first"
-                    )
-                if entry.value != (now := {**record, "context": entry.value["context"]}):
-                    self._journal.write(Put(attach_key, now), durable=False)
-                return requests.ControllerPublishResult(publish_context=entry.value["context"])
-            self._refuse_second_node(request, node_id)
-            self._journal.write(Put(attach_key, record), durable=True)
+        try:
+            with self._volumes.lock_id(request.volume_id, call.patience()):
+                return self._attached(request, node_id, facts)
+        except _Late as late:
             try:
-                result: requests.ControllerPublishResult = call_backend(
-                    self._controller.controller_publish,
-                    attrs.evolve(request, node_id=node_id, node_facts=facts),
-                    requests.ControllerPublishResult,
-                )
+                self._take_back(request, node_id, facts)
             except VolkitError as error:
-                if not isinstance(error, Ambiguous):
-                    self._journal.write(Delete(attach_key), durable=False)
-                raise
-            self._journal.write(
-                Put(attach_key, {**record, "context": dict(result.publish_context)}), durable=False
+                text = "volume %r may be attached to node %r and recorded nowhere: %s"
+                _log.warning(text, request.volume_id, node_id, error.message)
+            raise Aborted(late.message) from None
+
+    def _attached(
+        self, request: requests.ControllerPublishRequest, node_id: str, facts: Mapping[str, str]
+    ) -> requests.ControllerPublishResult:
+        """Under the volume's lock."""
+        volume = self._volumes.look(id=request.volume_id, secrets=request.secrets)
+        validate.check_capabilities(
+            (request.capability,),
+            type(volume),
+            modes=self._limits.access_modes,
+            fs_types=self._limits.fs_types,
+        )
+        attach_key = key("attach", request.volume_id, node_id)
+        asked = {"node": node_id, "readonly": request.readonly, "capability": request.capability.record()}
+        entry = self._journal.get(attach_key)
+        since = entry.value.get("since", 0) if entry else time.time()
+        record = {**asked, "node_id": request.node_id, "since": since}
+        if entry and "context" in entry.value and node_id in self.nodes_of(request.volume_id):
+            if any(entry.value[part] != asked[part] for part in asked):
+                raise AlreadyExists(
+                    f"volume {request.volume_id!r} is attached to node {node_id!r} in another way: detach it first"
+                )
+            if entry.value != (now := {**record, "context": entry.value["context"]}):
+                self._journal.write(Put(attach_key, now), durable=False)
+            return requests.ControllerPublishResult(publish_context=entry.value["context"])
+        self._refuse_second_node(request, node_id)
+        self._journal.write(Put(attach_key, record), durable=True)
+        try:
+            result: requests.ControllerPublishResult = call_backend(
+                self._controller.controller_publish,
+                attrs.evolve(request, node_id=node_id, node_facts=facts),
+                requests.ControllerPublishResult,
             )
-            return result
+        except VolkitError as error:
+            if not isinstance(error, Ambiguous):
+                self._journal.write(Delete(attach_key), durable=False)
+            raise
+        done = Put(attach_key, {**record, "context": dict(result.publish_context)})
+        try:
+            self._journal.write(done, durable=False)
+        except Aborted as lost:
+            raise _Late(lost.message) from None
+        return result
+
+    def _take_back(
+        self, request: requests.ControllerPublishRequest, node_id: str, facts: Mapping[str, str]
+    ) -> None:
+        """Detach what was attached after the lock was lost, where another replica has detached it meanwhile."""
+        with self._volumes.lock_id(request.volume_id, TAKE_BACK_SECONDS):
+            if self._journal.get(key("attach", request.volume_id, node_id)) is not None:
+                return
+            self._journal.fence()
+            detach = requests.ControllerUnpublishRequest(
+                volume_id=request.volume_id, node_id=node_id, node_facts=facts, secrets=request.secrets
+            )
+            with suppress(NotFound):
+                call_backend(self._controller.controller_unpublish, detach, type(None))
 
     def _refuse_second_node(self, request: requests.ControllerPublishRequest, node_id: str) -> None:
         """A volume for one node is never attached to two, nor one for a single writer to a second writer."""

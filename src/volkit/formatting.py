@@ -51,9 +51,15 @@ def ensure_file_system(
     if capability.access_mode.read_only:
         raise FailedPrecondition(f"volume {volume!r} is blank and wanted read-only: there is nothing to read")
     wanted = capability.fs_type or fs_types[0]
-    intend(wanted)
-    zeroed = connection.zeroed and not unfinished
-    filesystems.make(device, wanted, zeroed=zeroed, over_partial=torn, found=found, timeout=FORMAT_SECONDS)
+    filesystems.make(
+        device,
+        wanted,
+        zeroed=connection.zeroed and not unfinished,
+        over_partial=torn,
+        found=found,
+        intend=lambda: intend(wanted),
+        timeout=FORMAT_SECONDS,
+    )
     return wanted
 
 

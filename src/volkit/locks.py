@@ -53,6 +53,8 @@ class _Held:
 class Locks:
     """All locks of one state directory. `path` is the lock file, or None for locks among threads alone;
     `journal`, where one is shared among hosts, makes them exclude each other too.
+
+    Raises Unavailable where the file cannot be made.
     """
 
     def __init__(self, path: Path | None = None, journal: SharedJournal | None = None) -> None:
@@ -61,8 +63,11 @@ class Locks:
         self._turns: dict[str, _Turn] = {}
         self._guard = threading.Lock()
         if path is not None:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            except OSError as error:
+                raise _unusable(path, error) from error
 
     @contextmanager
     def hold(self, *keys: str, wait: float) -> Iterator[None]:
@@ -137,7 +142,7 @@ def _lock_byte(path: Path, key: str, deadline: float) -> int:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise Unavailable(f"the lock file {path} cannot be opened ({error.strerror})") from error
+        raise _unusable(path, error) from error
     try:
         for attempt in range(1 << 30):
             with suppress(BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the file system likes
@@ -152,3 +157,7 @@ def _lock_byte(path: Path, key: str, deadline: float) -> int:
         raise
     os.close(fd)
     raise _busy(key)
+
+
+def _unusable(path: Path, error: OSError) -> Unavailable:
+    return Unavailable(f"the lock file {path} cannot be opened ({error.strerror})")

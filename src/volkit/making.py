@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, TypeVar
 
 from attrs import frozen
 
 from volkit.digests import digest
-from volkit.errors import AlreadyExists, Ambiguous, NotFound, Unavailable, VolkitError
+from volkit.errors import Aborted, AlreadyExists, Ambiguous, NotFound, Unavailable, VolkitError
 from volkit.interfaces import Controller, FindsByName, TakesIds, TakesTokens
 from volkit.journal import Delete, Journal, Put, key
 from volkit.journal.records import quarantined
@@ -36,6 +36,18 @@ _log = logging.getLogger("volkit.engine")
 
 _GENERATIONS = 100
 """How often a name is made, deleted and made again, at most, while a storage remembers all of its tokens."""
+
+
+TAKE_BACK_SECONDS = 2.0
+"""How long is waited for the lock of what was made, or attached, after the lock was lost."""
+
+
+class _Late(Aborted):
+    """The lock of a create was lost before what it had made was recorded."""
+
+    def __init__(self, message: str, id_: str) -> None:
+        super().__init__(message)
+        self.id = id_
 
 
 @frozen(eq=False, repr=False)
@@ -52,7 +64,8 @@ class Making(Generic[T]):
     """Creates and deletes things of one sort through a controller. The caller holds `lock_name` or `lock_id`.
 
     `look` gets one by id or by name (keywords `id`, `name`, `secrets`) and raises NotFound; `remove(id,
-    secrets)` deletes one. `secrets` are those of the call that is served.
+    secrets)` deletes one; `refuse(id)` raises InUse where that must not be. `secrets` are those of the call that is
+    served.
     """
 
     def __init__(
@@ -64,12 +77,14 @@ class Making(Generic[T]):
         *,
         look: Callable[..., T],
         remove: Callable[[str, Secrets], None],
+        refuse: Callable[[str], None] = lambda id_: None,
     ) -> None:
         self._sort = sort
         self._journal = journal
         self._locks = locks
         self.look: Callable[..., T] = look
         self._remove = remove
+        self._refuse = refuse
         self._takes_ids = isinstance(controller, TakesIds)
         self._finds_names = isinstance(controller, FindsByName)
         self._findable = self._takes_ids or self._finds_names
@@ -94,6 +109,32 @@ class Making(Generic[T]):
         id_ = self.id_for(name)
         return self._locks.hold(self._name_key(name), *([self._id_key(id_)] if id_ else []), wait=wait)
 
+    @contextmanager
+    def lock_to_create(self, name: str, secrets: Secrets, wait: float) -> Iterator[None]:
+        """`lock_name`, for `create`. Where the lock was lost while the storage made something, which replicas may have
+        deleted meanwhile, that is taken back.
+        """
+        try:
+            with self.lock_name(name, wait):
+                yield
+        except _Late as late:
+            try:
+                self._take_back(name, late.id, secrets)
+            except VolkitError as error:
+                text = "%s %r may be in the storage and recorded nowhere (%s): see `volkit doctor`"
+                _log.warning(text, self._sort, late.id, error.message)
+            raise Aborted(late.message) from None
+
+    def _take_back(self, name: str, id_: str, secrets: Secrets) -> None:
+        """Remove what was made too late, unless somebody has taken it for his own since, or will by its name."""
+        with self._locks.hold(self._name_key(name), self._id_key(id_), wait=TAKE_BACK_SECONDS):
+            entry = self._journal.get(self._name_key(name))
+            known = entry is not None and entry.value.get("id") in (None, id_)
+            if known or self._journal.get(self._id_key(id_)) is not None:
+                return
+            self._journal.fence()
+            self._remove(id_, secrets)
+
     def lock_id(self, id_: str, wait: float) -> AbstractContextManager[None]:
         """Delete's side: the recorded name of the id, if there is one, and the id."""
         entry = self._journal.get(self._id_key(id_))
@@ -109,6 +150,7 @@ class Making(Generic[T]):
         id_ = record.get("id") or self.id_for(name)
         made = self._journal.get(self._id_key(id_)) if id_ else None
         if made and made.value.get("state") == "deleting":
+            self._refuse(id_)
             self.delete(id_, secrets)
             return None
         thing = self._look_for(id_, name, secrets)
@@ -170,7 +212,10 @@ class Making(Generic[T]):
             thing = self._made(name, secrets, make)
         except VolkitError as error:
             thing = self._after_failure(name, secrets, error)
-        self._settle(name, thing, asked)
+        try:
+            self._settle(name, thing, asked)
+        except Aborted as lost:
+            raise _Late(lost.message, thing.id) from None
         return thing
 
     def _made(self, name: str, secrets: Secrets, make: Callable[[str, str], T]) -> T:

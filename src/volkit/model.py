@@ -160,7 +160,7 @@ class Capability(Value):
 
     def record(self) -> list[str]:
         """What a record keeps of it, to compare a repeated call with: all but the mount flags, which may be
-        secret.
+        secret (`volkit.node_state.recorded_flags`).
         """
         return [self.access_mode.value, self.access_type.value, self.fs_type, self.volume_mount_group]
 

@@ -4,14 +4,17 @@ What is recorded, and what is believed: a record says what was asked for and wha
 whether something is mounted, and which device it is, is asked of the kernel each time. A record is written
 before the act it stands for:
 
-    stage/<volume>            {"path", "capability", "state": "connecting" | "connected", "connection", "format",
-                               "fs_type", "since"}
-    target/<volume>/<path>    {"path", "readonly", "capability", "staging", "connection", "since", "user" (the pod,
-                               where the platform names it), and "state": "cancelled" where it was unpublished while
-                               its publish hung, "unpublishing" while its backend disconnects}
+    stage/<volume>            {"path", "capability", "flags", "state": "connecting" | "connected", "connection",
+                               "format", "fs_type", "since"}
+    target/<volume>/<path>    {"path", "readonly", "capability", "flags", "staging", "connection", "since", "user" (the
+                               pod, where the platform names it), and "state": "cancelled" where it was unpublished
+                               while its publish hung, "unpublishing" while its backend disconnects}
+
+`flags` are the mount flags without what may be secret in them.
 
 `format` is the recorded intent to make a file system. It is durable before mkfs runs and durably gone after
-it, so that a killed mkfs is finished and a file system with data on it is never made anew.
+it, so that a killed mkfs is finished and a file system with data on it is never made anew. After an unstage nothing
+else is left of such a stage (`is_only_format`), until the volume is staged again or deleted.
 """
 
 from __future__ import annotations
@@ -84,6 +87,12 @@ class NodeState:
     def forget(self, record_key: str) -> None:
         """Remove a record, also one that could not be read."""
         self.journal.write(Delete(record_key), Delete(key(QUARANTINE, record_key)), durable=False)
+
+    def forget_format(self, volume_id: str) -> None:
+        """Of a volume that was deleted: what would have told its next stage of a half-made file system."""
+        record = self.stage_record(volume_id)
+        if record is not None and is_only_format(record):
+            self.forget(key("stage", volume_id))
 
     # -- reality
 
@@ -215,6 +224,20 @@ def unmount(path: str, connection: Connection | None) -> None:
 def _short(path: str) -> str:
     """A file's name that stands for a path."""
     return digest(path, 8).hex()
+
+
+def is_only_format(record: Mapping[str, Any]) -> bool:
+    """Is nothing connected any more, and this record of a stage there only since a file system is half made?"""
+    return bool(record.get("format")) and record.get("connection", "") is None
+
+
+def recorded_flags(capability: Capability) -> list[str]:
+    """What a record keeps of the mount flags, to compare a repeated call with: no value that may be secret."""
+    if not capability.mount_flags:
+        return []
+    from volkit.redaction import plain_flags
+
+    return plain_flags(capability.mount_flags)
 
 
 def is_raw(record: Mapping[str, Any]) -> bool:

@@ -55,7 +55,13 @@ class Provisioning:
         self._locks = locks
         self._node_state = node_state
         self.volumes: Making[Volume] = Making(
-            "volume", controller, journal, locks, look=self._look_volume, remove=self._remove_volume
+            "volume",
+            controller,
+            journal,
+            locks,
+            look=self._look_volume,
+            remove=self._remove_volume,
+            refuse=self._refuse_if_in_use,
         )
         self.snapshots: Making[Snapshot] = Making(
             "snapshot", controller, journal, locks, look=self._look_snapshot, remove=self._remove_snapshot
@@ -74,7 +80,7 @@ class Provisioning:
         validate.check_name(request.name)
         validate.check_capacity_range(request.capacity_range)
         request, kind, asked = self._prepared(request)
-        with self.volumes.lock_name(request.name, call.patience()):
+        with self.volumes.lock_to_create(request.name, request.secrets, call.patience()):
             found = self.volumes.find(request.name, request.secrets)
             if found is None:
                 request = attrs.evolve(request, size=self._size_for(request))
@@ -188,6 +194,8 @@ class Provisioning:
         self._refuse_if_in_use(volume_id)
         self.volumes.delete(volume_id, secrets)
         self.attaching.forget(volume_id)  # what is left was detached behind our back
+        if self._node_state:
+            self._node_state.forget_format(volume_id)
 
     def _refuse_if_in_use(self, volume_id: str) -> None:
         if self._node_state and (where := self._node_state.in_use(volume_id)):
@@ -360,7 +368,7 @@ class Provisioning:
         validate.check_name(request.name)
         validate.check_id(request.source_volume_id, "source_volume_id")
         asked = {"source": request.source_volume_id, "parameters": dict(request.parameters)}
-        with self.snapshots.lock_name(request.name, call.patience()):
+        with self.snapshots.lock_to_create(request.name, request.secrets, call.patience()):
             found = self.snapshots.find(request.name, request.secrets)
             if found is None:
                 self._look_volume(id=request.source_volume_id, secrets=request.secrets)

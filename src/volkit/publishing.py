@@ -28,10 +28,17 @@ from volkit.node_state import (
     is_raw,
     mount_remote,
     recorded_connection,
+    recorded_flags,
     to_record,
     unmount,
 )
 
+_COMPARED = {
+    "readonly": "another readonly",
+    "capability": "another capability",
+    "staging": "another staging_target_path",
+    "flags": "other mount flags",
+}
 _USER = ("pod.name", "pod.namespace", "pod.uid", "serviceAccount.name")
 _MAX_NAME = 256
 
@@ -57,6 +64,7 @@ class Publishing:
             "path": request.target_path,
             "readonly": request.readonly,
             "capability": request.capability.record(),
+            "flags": recorded_flags(request.capability),
             "staging": request.staging_target_path,
             "since": time.time(),
             **({"user": user} if (user := user_of(request.metadata)) else {}),
@@ -106,10 +114,11 @@ class Publishing:
             raise FailedPrecondition(
                 f"something is mounted at {path} that volkit has no record of: unpublish it there first"
             )
-        for part in ("readonly", "capability", "staging"):
-            if old[part] != wanted[part]:
+        for part, called in _COMPARED.items():
+            if old.get(part, wanted[part]) != wanted[part]:  # an older version recorded no flags
                 raise AlreadyExists(
-                    f"volume {request.volume_id!r} is published at {request.target_path} with another {part}"
+                    f"volume {request.volume_id!r} is published at {request.target_path} with {called}: "
+                    "unpublish it there first"
                 )
         if not self._state.per_pod and not mounts.same_mount(
             self._staged_source(request), request.target_path

@@ -19,6 +19,7 @@ from volkit.host import mounts
 from volkit.journal import Delete, Entry, Journal, key
 from volkit.journal.records import QUARANTINE, parts
 from volkit.model import NO_SECRETS
+from volkit.node_state import is_only_format
 from volkit.requests import ListPublishedRequest, ListPublishedResult
 
 MIN_AGE = 60.0
@@ -41,7 +42,11 @@ class Record:
 
 def records(journal: Journal, is_mounted: Callable[[str], bool] = mounts.is_mount_point) -> list[Record]:
     """Every record, those in the quarantine included. `is_mounted` tells whether something is mounted at a path."""
-    return [described(entry, is_mounted) for entry in journal.scan("")]
+    found = {entry.key: entry for entry in journal.scan("")}
+    found |= {
+        entry.key: entry for entry in journal.scan(key(QUARANTINE, ""))
+    }  # what was moved there just now too
+    return [described(found[one], is_mounted) for one in sorted(found)]
 
 
 def described(entry: Entry, is_mounted: Callable[[str], bool] = mounts.is_mount_point) -> Record:
@@ -55,7 +60,8 @@ def described(entry: Entry, is_mounted: Callable[[str], bool] = mounts.is_mount_
         state=state,
         age=max(0.0, time.time() - since) if isinstance(since, int | float) and since else None,
         key=entry.key,
-        unfinished=state not in ("made", "attached", "staged", "published", "in use"),
+        unfinished=not state.startswith("half-made")
+        and state not in ("made", "attached", "staged", "published", "in use"),
     )
 
 
@@ -68,6 +74,8 @@ def _state(kind: str, entry: Entry, is_mounted: Callable[[str], bool]) -> str:
             return str(value.get("state", "made"))
         case "attach":
             return "attached" if "context" in value else "attaching"
+        case "stage" if is_only_format(value):
+            return f"half-made {value['format']}"
         case "stage" if value.get("format"):
             return f"formatting {value['format']}"
         case "stage":
@@ -192,5 +200,5 @@ def _settle_node(engine: Engine, kind: str, names: list[str]) -> tuple[str, bool
     undone = engine.staging.undo_unfinished_stage(names[0])
     left = engine.node_journal.get(key("stage", names[0]))
     if undone and left is not None:
-        return "it is unmounted and disconnected; the next stage makes its file system anew", False
+        return "it is unmounted and disconnected; the next stage makes its file system anew", True
     return ("what was begun is undone" if undone else "it was settled meanwhile"), True

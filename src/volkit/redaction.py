@@ -55,6 +55,11 @@ def flag_secrets(flags: Iterable[str]) -> Iterator[str]:
                 yield value
 
 
+def plain_flags(flags: Iterable[str]) -> list[str]:
+    """The flags, of those with a value that may be secret the key alone (`password=`): fit to be kept and compared."""
+    return [f"{flag.partition('=')[0]}=" if any(flag_secrets((flag,))) else flag for flag in flags]
+
+
 def _spellings(secret: str) -> set[str]:
     lines = [line.strip() for line in secret.splitlines() or [secret]]
     whole = {secret, secret.strip(), *(line for line in lines if len(line) >= _FEWEST)}

@@ -18,6 +18,7 @@ from volkit.node_state import (
     is_of,
     mount_remote,
     recorded_connection,
+    recorded_flags,
     to_record,
     unmount,
 )
@@ -44,6 +45,7 @@ class Staging:
             record = {
                 "path": request.staging_target_path,
                 "capability": request.capability.record(),
+                "flags": recorded_flags(request.capability),
                 "state": "connecting",
                 "since": time.time(),
                 **{part: old[part] for part in ("connection", "format", "since") if old and old.get(part)},
@@ -218,4 +220,9 @@ def _same_stage(request: requests.NodeStageRequest, old: Mapping[str, Any]) -> N
     if old["capability"][:-1] != request.capability.record()[:-1]:
         raise AlreadyExists(
             f"volume {request.volume_id!r} is staged with another capability: unstage it first"
+        )
+    flags = recorded_flags(request.capability)
+    if old.get("flags", flags) != flags:  # none in a record of an older version
+        raise AlreadyExists(
+            f"volume {request.volume_id!r} is staged with other mount flags: unstage it first"
         )

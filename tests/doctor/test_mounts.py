@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,6 +207,37 @@ def test_a_volume_of_a_lost_record_is_leaked_and_left_where_it_is_mounted(node: 
     for one in (mount, device):
         subprocess.run(one.command.split(), check=True)
     assert node.findings() == []
+
+
+def test_the_tables_are_read_as_often_for_many_findings_as_for_one(
+    node: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else thousands of volumes would take half an hour: after a reboot, and after the loss of the journal."""
+    read = {"mount table": 0, "connections": 0}
+    node_class: Any = type(node.engine.node)
+    real, listed = mounts.mounts, node_class.list_connections
+
+    def counted(**words: Any) -> list[mounts.Mount]:
+        read["mount table"] += 1
+        return real(**words)
+
+    def connections(self: object) -> Iterator[Any]:
+        read["connections"] += 1
+        yield from listed(self)
+
+    monkeypatch.setattr(mounts, "mounts", counted)
+    monkeypatch.setattr(node_class, "list_connections", connections)
+    counts = []
+    for names in (("v0",), ("v1", "v2", "v3", "v4")):
+        for name in names:
+            volume = node.create(name, capability=RAW)
+            loop.attach(str(node.image(volume)))
+            gone = {"path": node.target(name), "readonly": False, "staging": "", "capability": RAW.record()}
+            node.engine.node_journal.write(Put(key("target", name, node.target(name)), gone))
+        read.update({"mount table": 0, "connections": 0})
+        assert len(node.findings()) == 2 * (1 if names == ("v0",) else 5)
+        counts.append(dict(read))
+    assert counts[0] == counts[1]
 
 
 def test_a_device_that_is_bound_somewhere_is_left_there(node: World) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from volkit.doctor import Finding
 from volkit.errors import Unavailable
+from volkit.journal import Put
+from volkit.journal.memory import MemoryJournal
 from volkit.testing.memory import MemoryController
 
 from .world import World, directory_world, until
@@ -62,6 +64,16 @@ def test_what_cannot_be_looked_at_hides_nothing_else(array: World, monkeypatch: 
         "devices cannot be looked at: away",
         f"nobody listens on {stale}: its driver was killed",
     }
+
+
+def test_a_controllers_journal_that_is_away_hides_nothing_of_the_nodes(array: World) -> None:
+    away = MemoryJournal()
+    away.close()
+    array.engine.node_journal.write(Put("stage/x", {}))
+    array.engine.journal = away
+    found = [one.what for one in array.findings()]
+    assert "records cannot be looked at: the journal in memory is closed" in found
+    assert any(one.startswith("the record stage/x cannot be read") for one in found), found
 
 
 def stale_socket(world: World) -> Path:

@@ -25,7 +25,7 @@ from volkit.errors import Aborted, InUse, NotFound, Unavailable, VolkitError
 from volkit.guard import call_backend, secrets_of
 from volkit.model import Capability, FileConnection, Secrets
 from volkit.options import Size, option
-from volkit.redaction import redact
+from volkit.redaction import flag_secrets, plain_flags, redact
 from volkit.requests import (
     ConnectRequest,
     DeleteVolumeRequest,
@@ -436,3 +436,15 @@ def test_a_secret_of_a_call_is_hidden_as_long_as_the_call(hidden: set[str]) -> N
     call_backend(lambda _: log.warning("during hunter2"), request, type(None))
     log.warning("after hunter2")  # a word like any other again
     assert [line.split(": ")[1] for line in stream.getvalue().splitlines()] == ["during ***", "after hunter2"]
+
+
+# -- mount flags -------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text(st.sampled_from("ab1=,pass.")) | st.sampled_from(["vers=3", "ro,password=a,b"])))
+def test_plain_flags_tell_no_value_that_may_be_secret(flags: list[str]) -> None:
+    plain = plain_flags(flags)
+    assert not any(flag_secrets(plain))
+    for flag, kept in zip(flags, plain, strict=True):
+        assert flag.startswith(kept)
+        assert kept == flag or kept.endswith("=")

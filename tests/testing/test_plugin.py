@@ -35,7 +35,8 @@ def test_a_case_that_is_deleted_fails_the_whole_class(tmp_path: Path) -> None:
 
 
 def test_the_plugin_runs_cases_and_an_expected_failure(tmp_path: Path) -> None:
-    more = "    @pytest.mark.xfail(reason='ticket 12')\n    def test_clone(self, volkit_kit): assert False\n"
+    mark = "@pytest.mark.xfail(reason='ticket 12', strict=True)"
+    more = f"    {mark}\n    def test_clone(self, volkit_kit): assert False\n"
     code, shown = run(tmp_path, more, "-k", "test_clone or topology or limits", "--volkit-faults=full")
     assert code == 0, shown
     assert "1 passed, 1 skipped" in shown

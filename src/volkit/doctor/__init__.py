@@ -7,6 +7,7 @@ drivers: what it finds is looked at once more under the volume's lock, and a vol
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 from volkit.doctor.devices import examine_connections, examine_devices
@@ -32,7 +33,10 @@ def examine(engine: Engine, *, min_age: float = MIN_AGE) -> Iterator[Finding]:
     table, drivers = Table(), Drivers(engine)
     looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("the platform", lambda: examine_platform(engine, table)),
-        ("records", lambda: examine_records(engine, table, drivers, min_age)),
+        *(
+            ("records", functools.partial(examine_records, engine, journal, table, drivers, min_age))
+            for journal in dict.fromkeys((engine.journal, engine.node_journal))
+        ),
         ("calls", lambda: examine_calls(engine, drivers)),
         ("the state directory", lambda: examine_state_directory(engine)),
         ("processes", lambda: examine_processes(engine, drivers)),

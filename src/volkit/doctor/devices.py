@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -102,17 +102,22 @@ def examine_connections(engine: Engine, table: Table) -> Iterator[Finding]:
     node: Any = engine.node
     if not isinstance(node, ListsConnections):
         return
-    listed = ask_storage(engine, "list_connections", "", lambda: tuple(node.list_connections()))
-    recorded: dict[str, list[Place]] = {}
-    for one in Places(engine.node_journal):
-        recorded.setdefault(one.volume_id, []).append(one)
+    listed = _connected(engine, node)
+    recorded = _by_volume(engine)
+    seen = [(volume_id, one) for volume_id, one in listed if not _is_among(one, recorded.get(volume_id, ()))]
+    seen = [one for one in seen if _is_idle(engine, one[0])]
+    if not seen:
+        return
+    # once more, all at once: it may have been in the middle of being connected, or disconnected
+    listed, recorded, table = _connected(engine, node), _by_volume(engine), table.again()
+    there: dict[str, list[Connection]] = {}
     for volume_id, connection in listed:
-        if _is_among(connection, recorded.get(volume_id, ())) or not _is_idle(engine, volume_id):
+        there.setdefault(volume_id, []).append(connection)
+    for volume_id, connection in seen:
+        known = recorded.get(volume_id, ())
+        if _is_among(connection, known) or connection not in there.get(volume_id, ()):
             continue
-        now = [one for one in Places(engine.node_journal) if one.volume_id == volume_id]
-        if _is_among(connection, now) or (volume_id, connection) not in node.list_connections():
-            continue  # it was being connected, or disconnected
-        used = table.again().showing(connection)
+        used = table.showing(connection)
         for mount in used:
             yield Finding(
                 sort="leaked",
@@ -120,13 +125,24 @@ def examine_connections(engine: Engine, table: Table) -> Iterator[Finding]:
                 command=unmount_command(mount.mount_point),
             )
         name = connection.device if isinstance(connection, BlockConnection) else connection.source
-        ours = engine.journal.get(key("volume", volume_id)) is not None and not now and not used
+        ours = engine.journal.get(key("volume", volume_id)) is not None and not known and not used
         yield Finding(
             sort="leaked",
             what=f"volume {volume_id} is connected as {name}, and no record tells of it",
             command=f"losetup -d {name}" if name.startswith("/dev/loop") else "volkit doctor --repair",
             repair=_disconnecting(engine, volume_id, connection) if ours else None,
         )
+
+
+def _connected(engine: Engine, node: ListsConnections) -> Sequence[tuple[str, Connection]]:
+    return ask_storage(engine, "list_connections", "", lambda: tuple(node.list_connections()))
+
+
+def _by_volume(engine: Engine) -> dict[str, list[Place]]:
+    recorded: dict[str, list[Place]] = {}
+    for one in Places(engine.node_journal):
+        recorded.setdefault(one.volume_id, []).append(one)
+    return recorded
 
 
 def _is_among(connection: Connection, recorded: Iterable[Place]) -> bool:
@@ -153,7 +169,8 @@ def _disconnecting(engine: Engine, volume_id: str, connection: Connection) -> Ca
         assert engine.node_state is not None
         with engine.locks.hold(key("volume", volume_id), wait=0):
             node: Any = engine.node
-            known = any(one.volume_id == volume_id for one in Places(engine.node_journal))
+            journal = engine.node_journal
+            known = journal.get(key("stage", volume_id)) or journal.scan(key("target", volume_id, ""))
             if known or (volume_id, connection) not in node.list_connections():
                 return "it was settled meanwhile"
             if Table().showing(connection):

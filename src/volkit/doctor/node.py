@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import select
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,10 +47,28 @@ class Spelling:
         return self._known[path]
 
 
+class _Changes:
+    """Tells whether anything was mounted or unmounted since it was made (proc(5): mountinfo can be polled)."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._descriptor, select.POLLPRI)
+        self._seen = False
+
+    def __bool__(self) -> bool:
+        self._seen = self._seen or bool(self._poll.poll(0))  # which tells of a change once
+        return self._seen
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
 class Table:
     """The mount table as it was at one moment. Nothing is waited for, whatever hangs behind a mount."""
 
     def __init__(self, spelling: Spelling | None = None) -> None:
+        self._changes = _Changes()
         self.all: list[Mount] = mounts.mounts()
         self._at: dict[str, list[Mount]] = {}
         for one in self.all:
@@ -57,7 +77,7 @@ class Table:
 
     def again(self) -> Table:
         """The table as it is now."""
-        return Table(self._spelling)
+        return Table(self._spelling) if self._changes else self
 
     def is_mounted(self, path: str) -> bool:
         return self.spelled(path) in self._at
@@ -77,7 +97,27 @@ class Table:
         if not isinstance(connection, BlockConnection):
             return []
         device = connection.device
-        return [one for one in self.all if is_on(one, device) or is_node_of(one, device)]
+        keys = (devices.number(device), device, os.path.realpath(device), _node(device))
+        maybe = sorted({at for one in keys for at in self._of.get(one, ())})
+        return [
+            one for one in map(self.all.__getitem__, maybe) if is_on(one, device) or is_node_of(one, device)
+        ]
+
+    @functools.cached_property
+    def _of(self) -> dict[object, list[int]]:
+        """Where in the table a device may be found: by its number, its name as a source, or its node. One look-up a
+        device, also with thousands of mounts.
+        """
+        found: dict[object, list[int]] = {}
+        for at, one in enumerate(self.all):
+            keys: set[object] = {one.device, one.source}
+            if one.device[0] == 0 and one.source.startswith("/dev/"):
+                keys.add(devices.number(one.source))
+            if one.fs_type in _NODES:
+                keys.add(one.root)
+            for key_ in keys:
+                found.setdefault(key_, []).append(at)
+        return found
 
     def around(self, path: str) -> Mount | None:
         """The mount that a directory is in, by its spelling."""

@@ -54,6 +54,9 @@ def _is_idle(engine: Engine, volume_id: str) -> bool:
 def _strangers(places: Places, table: Table) -> Iterator[tuple[str, tuple[str, Mount]]]:
     """What is mounted and not ours: in words, with the volume that it stands in the way of ("" for none)."""
     known, exclusive, siblings = places.spelled(table), Exclusive(places, table), Siblings(places, table)
+    at: dict[str, list[str]] = {}
+    for path, one in known.items():
+        at.setdefault(one.volume_id, []).append(path)
     for one in places:
         top = table.top(one.path)
         if top is not None and one.settled and not one.shown_by(top, table):
@@ -66,9 +69,7 @@ def _strangers(places: Places, table: Table) -> Iterator[tuple[str, tuple[str, M
             what = f"{_called(mount)} is mounted at {mount.mount_point}, inside volume {holder.volume_id}"
             yield what, (holder.volume_id, mount)
         elif (shown := exclusive.shown(mount)) is not None:
-            if _is_kubelets(
-                mount.mount_point, [at for at, one in known.items() if one.volume_id == shown.volume_id]
-            ):
+            if _is_kubelets(mount.mount_point, at.get(shown.volume_id, ())):
                 continue
             what = f"volume {shown.volume_id} is mounted at {mount.mount_point} too, by somebody else"
             yield what, (shown.volume_id, mount)

@@ -24,19 +24,20 @@ from volkit.recovery import Record, described, records
 _INTENTS = ("attaching", "cancelled", "creating", "deleting", "formatting", "staging", "publishing")
 
 
-def examine_records(engine: Engine, table: Table, drivers: Drivers, min_age: float) -> Iterator[Finding]:
-    """What is unfinished in the journals for longer than `min_age` seconds, and what is in the quarantine."""
-    for journal in dict.fromkeys((engine.journal, engine.node_journal)):
-        for record in records(journal, table.is_mounted):
-            if record.kind == QUARANTINE:
-                command = f"volkit journal --forget {shlex.quote(record.key)}"
-                yield Finding(sort="stuck", what=f"the record {record.id} {record.state}", command=command)
-            elif (
-                record.unfinished
-                and (record.age is None or record.age >= min_age)
-                and (found := _unfinished(engine, journal, record, table, drivers))
-            ):
-                yield found
+def examine_records(
+    engine: Engine, journal: Journal, table: Table, drivers: Drivers, min_age: float
+) -> Iterator[Finding]:
+    """What is unfinished in a journal for longer than `min_age` seconds, and what is in the quarantine."""
+    for record in records(journal, table.is_mounted):
+        if record.kind == QUARANTINE:
+            command = f"volkit journal --forget {shlex.quote(record.key)}"
+            yield Finding(sort="stuck", what=f"the record {record.id} {record.state}", command=command)
+        elif (
+            record.unfinished
+            and (record.age is None or record.age >= min_age)
+            and (found := _unfinished(engine, journal, record, table, drivers))
+        ):
+            yield found
 
 
 def _unfinished(

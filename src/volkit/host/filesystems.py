@@ -89,6 +89,7 @@ def make(
     options: Sequence[str] = (),
     over_partial: bool = False,
     found: Probe | None = None,
+    intend: Callable[[], object] | None = None,
     timeout: float,
 ) -> None:
     """Makes a file system on a blank device, and returns when it is durably there.
@@ -96,7 +97,8 @@ def make(
     `zeroed` says that the whole device reads as zeros (a new sparse file), which spares writing zeros once
     more. `options` are more words for mkfs. `over_partial` is for who finds his own record of having begun:
     what a killed mkfs of the same type left is then written over, nothing else is. `found` is what a probe
-    said just now, where the caller holds the volume since then; without it the device is probed here.
+    said just now, where the caller holds the volume since then; without it the device is probed here. `intend` is
+    called right before mkfs: nothing was written yet, and nothing but mkfs itself refuses any more.
 
     Raises NotBlank where anything else is on the device, Unreadable where that cannot be told, OutOfRange
     below the type's least size, InUse, FailedPrecondition for a read-only device or with mkfs' words,
@@ -115,6 +117,8 @@ def make(
             *(kind.fresh() if zeroed and not partial else ()),
             *(kind.force if partial else ()),
         ]
+        if intend is not None:
+            intend()
         process.run([*argv, *options, device], timeout=timeout, pass_fds=[descriptor])
         _block.sync(descriptor, device)
         if _superblock.read_open(descriptor, device, fs_type) is None:

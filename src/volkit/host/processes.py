@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from attrs import frozen
 
+_KTHREADD = 2
 _SIGKILL_BIT = 1 << 8
 _LOCK = "lock:"
 
@@ -36,7 +37,9 @@ def table(*, words: bool = True) -> list[Process]:
     for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
         with suppress(OSError, ValueError, KeyError):
             found.append(_read(pid, words=words))
-    return [one for one in found if one.parent != 2 and one.pid != 2]  # kthreadd
+    if not any(one.pid == _KTHREADD and one.name == "kthreadd" for one in found):  # a container's has none
+        return found
+    return [one for one in found if _KTHREADD not in (one.pid, one.parent)]
 
 
 def read(pid: int) -> Process | None:

@@ -153,11 +153,12 @@ class EtcdJournal(SharedJournal):
         return f"{self._prefix}/record/{key}"
 
     def _entry(self, found: dict[str, Any]) -> Entry | None:
-        text = base64.b64decode(found.get("value", "")).decode(errors="replace")
+        text = base64.b64decode(found.get("value", ""))
         return read(self, self._name(found), text, int(found["mod_revision"]))
 
     def _name(self, found: dict[str, Any]) -> str:
-        return decoded(found["key"]).removeprefix(self._record(""))
+        place = base64.b64decode(found["key"]).decode(errors="surrogateescape")
+        return place.removeprefix(self._record(""))
 
     # -- writing
 

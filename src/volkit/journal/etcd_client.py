@@ -221,6 +221,8 @@ class Client:
             raise LeaseGone(again)
         if code == _EXHAUSTED:
             raise Unavailable(f"{self.address} is full or overloaded ({said})")
+        if code == _OUT_OF_RANGE:  # compacted between two pages of a listing
+            raise Unavailable(f"{self.address} has that revision no more ({said}): repeat the call")
         if code == _UNAUTHENTICATED or "authentication failed" in said or "user name is empty" in said:
             raise Unauthenticated(
                 f"{self.address} does not accept user {self.address.user!r} ({said}): see user= and password-file="

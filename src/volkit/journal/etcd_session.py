@@ -27,8 +27,8 @@ _log = logging.getLogger("volkit.journal")
 
 
 def encoded(text: str) -> str:
-    """A key or a value as the gateway wants it: the base64 of its UTF-8."""
-    return base64.b64encode(text.encode()).decode()
+    """A key or a value as the gateway wants it: the base64 of its UTF-8, and of what is none (`surrogateescape`)."""
+    return base64.b64encode(text.encode(errors="surrogateescape")).decode()
 
 
 def decoded(text: str) -> str:

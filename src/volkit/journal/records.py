@@ -23,25 +23,31 @@ _ACCESS = ("parameters", "access")
 _CUT = ("source", "parameters")
 
 
-def read(journal: Journal, record_key: str, text: str, revision: int) -> Entry | None:
-    """The stored record, or None where it cannot be read and was moved to the quarantine now.
+def read(journal: Journal, record_key: str, text: str | bytes, revision: int) -> Entry | None:
+    """The stored record, or None where it cannot be read and was moved to the quarantine now. What is not UTF-8 in its
+    key is surrogates there (`surrogateescape`), as the journal gives and takes it.
 
     Raises Unavailable where it could not be moved.
     """
     value: Any = None
     try:
-        value = json.loads(text)
+        record_key.encode()
+        value = json.loads(text if isinstance(text, str) else text.decode())
         why = fault(record_key, value)
+    except UnicodeError:
+        why = "not UTF-8"
     except (ValueError, RecursionError) as error:
         why = f"not JSON: {error}"
     if not why:
         return Entry(record_key, value, revision)
-    _log.error("record %r cannot be read (%s): moved to the quarantine", record_key, why)
-    kept = {"text": text, "why": why, "since": time.time()}
+    _log.error("record %a cannot be read (%s): moved to the quarantine", record_key, why)
+    shown = text if isinstance(text, str) else text.decode(errors="backslashreplace")
+    kept = {"text": shown, "why": why, "since": time.time()}
+    aside = key(QUARANTINE, record_key.encode(errors="backslashreplace").decode())
     try:
-        journal.write(Put(key(QUARANTINE, record_key), kept), Delete(record_key, revision=revision))
+        journal.write(Put(aside, kept), Delete(record_key, revision=revision))
     except Conflict:  # somebody else moved it, or wrote a good one
-        _log.info("record %r was changed meanwhile", record_key)
+        _log.info("record %a was changed meanwhile", record_key)
     return None
 
 

@@ -43,7 +43,10 @@ _CHECK_BYTES = 32 << 20  # a larger file is not checked at start, which would ta
 
 _log = logging.getLogger("volkit.journal")
 
-_PUT = """INSERT INTO record (key, value, revision) VALUES (?1, ?2, 1)
+# keys and values are read as bytes, and keys given so: one that is damaged may be anything but UTF-8
+_KEY = "CAST(?1 AS TEXT)"
+_COLUMNS = "CAST(key AS BLOB), CAST(value AS BLOB), revision"
+_PUT = f"""INSERT INTO record (key, value, revision) VALUES ({_KEY}, ?2, 1)
     ON CONFLICT (key) DO UPDATE SET value = ?2, revision = revision + 1"""
 
 
@@ -107,7 +110,10 @@ class SqliteJournal(Journal):
             self._inode = os.stat(self.path).st_ino
         except (OSError, sqlite3.OperationalError) as error:  # no room, no permission, locked
             raise Unavailable(f"the journal {self.path} cannot be opened ({error})") from error
-        except sqlite3.DatabaseError as error:
+        except (
+            sqlite3.DatabaseError,
+            UnicodeDecodeError,
+        ) as error:  # of a message that quotes what is damaged
             if self._is_ours():
                 raise _Damaged(str(error)) from error
             raise FailedPrecondition(
@@ -122,9 +128,15 @@ class SqliteJournal(Journal):
 
     def _check(self, db: sqlite3.Connection) -> None:
         """Look for damage, as far as that takes no time that a start would notice."""
+        try:
+            db.execute(f"SELECT {_COLUMNS} FROM record LIMIT 1").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_ERROR:  # no such table, no such column
+                raise _Damaged(str(error)) from error
+            raise
         if os.stat(self.path).st_size > _CHECK_BYTES:
             return
-        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise _Damaged(" ".join(found.split()))
 
@@ -227,20 +239,23 @@ class SqliteJournal(Journal):
             raise
 
     def get(self, key: str) -> Entry | None:
-        row = self._read(
-            lambda db: db.execute("SELECT value, revision FROM record WHERE key = ?", (key,)).fetchone()
-        )
-        return read(self, key, *row) if row else None
+        query = f"SELECT {_COLUMNS} FROM record WHERE key = {_KEY}"
+        row = self._read(lambda db: db.execute(query, (_stored(key),)).fetchone())
+        return self._entry(row) if row else None
 
     def scan(self, prefix: str, *, after: str = "", limit: int = 0) -> list[Entry]:
-        # keys sort by their UTF-8, in which there is no ff
-        first, last = max(prefix, after), prefix.encode() + b"\xff"
+        # keys sort by their bytes; there is no ff in UTF-8
+        first, last = _stored(max(prefix, after)), _stored(prefix) + b"\xff"
         query = (
-            "SELECT key, value, revision FROM record "
-            "WHERE key >= ? AND key < CAST(? AS TEXT) AND key != ? ORDER BY key LIMIT ?"
+            f"SELECT {_COLUMNS} FROM record WHERE key >= {_KEY} AND key < CAST(?2 AS TEXT) "
+            "AND key != CAST(?3 AS TEXT) ORDER BY key LIMIT ?4"
         )
-        rows = self._read(lambda db: db.execute(query, (first, last, after, limit or -1)).fetchall())
-        return [entry for row in rows if (entry := read(self, *row))]
+        words = (first, last, _stored(after), limit or -1)
+        rows = self._read(lambda db: db.execute(query, words).fetchall())
+        return [entry for row in rows if (entry := self._entry(row))]
+
+    def _entry(self, row: tuple[bytes, bytes, int]) -> Entry | None:
+        return read(self, row[0].decode(errors="surrogateescape"), *row[1:])
 
     def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -316,14 +331,19 @@ class SqliteJournal(Journal):
 
     def _refuse_if_replaced(self) -> None:
         """Another process may have set the file aside: what is written to it then would be seen by nobody."""
-        if os.stat(self.path).st_ino != self._inode:
-            raise OSError("the file was replaced by another one: restart")
+        try:
+            same = os.stat(self.path).st_ino == self._inode
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise OSError("the file was removed or replaced by another one: restart")
 
     @staticmethod
     def _apply(db: sqlite3.Connection, write: _Write) -> None:
         for change, _ in write.changes:
             if change.revision is not None:
-                row = db.execute("SELECT revision FROM record WHERE key = ?", (change.key,)).fetchone()
+                query = f"SELECT revision FROM record WHERE key = {_KEY}"
+                row = db.execute(query, (_stored(change.key),)).fetchone()
                 if change.revision != (row[0] if row else 0):
                     write.error = Conflict(
                         f"the record {change.key!r} was changed by somebody else: repeat the call"
@@ -331,9 +351,9 @@ class SqliteJournal(Journal):
                     return
         for change, text in write.changes:
             if isinstance(change, Put):
-                db.execute(_PUT, (change.key, text))
+                db.execute(_PUT, (_stored(change.key), text))
             else:
-                db.execute("DELETE FROM record WHERE key = ?", (change.key,))
+                db.execute(f"DELETE FROM record WHERE key = {_KEY}", (_stored(change.key),))
 
     def close(self) -> None:
         with self._turn, self._reading, self._syncing:
@@ -342,3 +362,8 @@ class SqliteJournal(Journal):
             if self._log >= 0:
                 os.close(self._log)
             self._log = -1  # whoever still waits to sync must not sync a file that got the number meanwhile
+
+
+def _stored(key: str) -> bytes:
+    """A key as it is in the file."""
+    return key.encode(errors="surrogateescape")

@@ -124,11 +124,16 @@ class Kit:
         return Kit(self.suite, directory, full=self.full, sequences=self.sequences)
 
     def _check_witness(self, controller: type | None) -> None:
+        kind = type(self.witness).__name__
+        check(
+            isinstance(self.witness, Witness),
+            f"the storage's witness is a {kind}: give a volkit.testing.Witness",
+        )
         for name in required_of(controller):
             own = getattr(type(self.witness), name)
             check(
                 own is not getattr(Witness, name),
-                f"{type(self.witness).__name__} has no {name}(): define it, since the backend has them",
+                f"{kind} has no {name}(): define it, since the backend has them",
             )
 
     # -- the driver

@@ -315,7 +315,7 @@ def test_what_was_asked_for_goes_with_its_volume(host: Host) -> None:
         made("id-1")
     with (
         pytest.raises(AlreadyExists, match="another mount-options") as refused,
-        host.uses.creations.remembered("v", Asked(readonly=True, mount_flags=("password=hidden",))) as made,
+        host.uses.creations.remembered("v", Asked(readonly=True, mount_flags=("label=hidden",))) as made,
     ):
         made("id-1")
     assert "hidden" not in str(refused.value)

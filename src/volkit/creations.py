@@ -12,9 +12,10 @@ from contextlib import contextmanager, suppress
 
 from attrs import asdict
 
-from volkit.errors import AlreadyExists, Ambiguous, VolkitError
+from volkit.errors import AlreadyExists, Ambiguous, InvalidArgument, VolkitError
 from volkit.journal import Delete, Journal, Put, key
 from volkit.journal.records import parts
+from volkit.redaction import named_secrets
 from volkit.wanted import Asked
 
 
@@ -28,8 +29,13 @@ class Creations:
     def remembered(self, name: str, asked: Asked, clone_of: str = "") -> Iterator[Callable[[str], None]]:
         """While a volume is made: keep what its creator asks for, where every node finds it, also where this process
         dies meanwhile. What it gives is to be called with the volume's id. Raises AlreadyExists where the volume was
-        made with something else.
+        made with something else, InvalidArgument where a secret would have to be kept.
         """
+        if secrets := named_secrets(asked.mount_flags):
+            raise InvalidArgument(
+                f"mount-options holds a secret, {secrets[0][:64]!r}, and would be stored: have it in a file of root's, "
+                "and name that file, as credentials=/FILE does"
+            )
         journal, draft = self._journal, key("asked-of", name)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = {**asdict(asked), "mount_flags": list(asked.mount_flags), "name": name, "created": created}

@@ -55,6 +55,12 @@ def flag_secrets(flags: Iterable[str]) -> Iterator[str]:
                 yield value
 
 
+def named_secrets(flags: Iterable[str]) -> list[str]:
+    """The keys of mount flags whose value their key calls a secret (`password=…`), and which is not a file's path."""
+    words = (word.partition("=") for flag in flags for word in flag.split(","))
+    return [key for key, _, value in words if _TELLING.search(key) and value and not value.startswith("/")]
+
+
 def plain_flags(flags: Iterable[str]) -> list[str]:
     """The flags, of those with a value that may be secret the key alone (`password=`): fit to be kept and compared."""
     return [f"{flag.partition('=')[0]}=" if any(flag_secrets((flag,))) else flag for flag in flags]

@@ -207,11 +207,20 @@ def test_the_option_that_was_meant_is_named(plugin: Served, option: str, meant: 
 
 
 def test_no_error_shows_mount_options(plugin: Served) -> None:
-    """A password may be among them."""
-    plugin.ok("Create", Name="v", Opts={"mount-options": "password=hidden"})
-    said = plugin.refused("Create", Name="v", Opts={"mount-options": "password=another"})
+    """A secret may be among them."""
+    plugin.ok("Create", Name="v", Opts={"mount-options": "label=hidden"})
+    said = plugin.refused("Create", Name="v", Opts={"mount-options": "label=another"})
     assert "made with another mount-options" in said
     assert "hidden" not in said
+
+
+def test_a_secret_in_mount_options_is_not_stored(plugin: Served) -> None:
+    for flags in ("password=hidden", "noatime,passwd=hidden", "SECRET=hidden"):
+        said = plugin.refused("Create", Name="v", Opts={"mount-options": flags})
+        assert "credentials=/FILE" in said
+        assert "hidden" not in said
+    plugin.refused("Get", Name="v")
+    plugin.ok("Create", Name="v", Opts={"mount-options": "credentials=/etc/share,sec=krb5"})
 
 
 def test_creates_of_one_name_with_different_options_at_once(plugin: Served) -> None:

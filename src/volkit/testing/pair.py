@@ -225,8 +225,14 @@ class Pair:
     def _oracle(self) -> Driver:
         state = self.kit.directory / "oracle-state"
         state.mkdir(exist_ok=True)
-        places = {"state_dir": state, "journal": self._oracle_journal}
-        return Engine(self._oracle_backend, self._oracle_settings, node_id="oracle", **places)  # type: ignore[arg-type]
+        return Engine(
+            self._oracle_backend,
+            self._oracle_settings,
+            state_dir=state,
+            journal=self._oracle_journal,
+            node_journal=self._oracle_journal,
+            node_id="oracle",
+        )
 
     def operations(self) -> list[str]:
         """Those of the table that both serve and that are tried here."""

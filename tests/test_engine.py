@@ -65,6 +65,7 @@ from volkit.testing.memory import (
 
 MIB = 1 << 20
 MOUNT = Capability()
+RAW = Capability(access_type=AccessType.BLOCK)
 NOW = Call(wait=0)
 Make = Callable[..., "Engine"]
 
@@ -516,7 +517,21 @@ def test_parameters_are_typed_for_the_backend(engine: Engine, monkeypatch: pytes
 )
 def test_the_size_follows_the_limits(make: Make, required: int, limit: int, size: int) -> None:
     engine = make(BlockBackend)
-    assert create(engine, capacity_range=CapacityRange(required=required, limit=limit)).capacity == size
+    asked = CapacityRange(required=required, limit=limit)
+    assert create(engine, capabilities=(RAW,), capacity_range=asked).capacity == size
+
+
+@pytest.mark.parametrize(
+    ("fs_type", "required", "size"),
+    [("", 1, 8 * MIB), ("", 0, 8 * MIB), ("ext4", 9 * MIB, 9 * MIB), ("xfs", MIB, 300 * MIB)],
+)
+def test_a_file_system_fits_on_its_volume(make: Make, fs_type: str, required: int, size: int) -> None:
+    engine = make(BlockBackend)
+    words: dict[str, Any] = {"capabilities": (Capability(fs_type=fs_type),)}
+    for _ in range(2):
+        assert create(engine, capacity_range=CapacityRange(required=required), **words).capacity == size
+    with pytest.raises(OutOfRange, match="volumes have"):
+        create(engine, "other", capacity_range=CapacityRange(limit=5 * MIB), **words)
 
 
 @pytest.mark.parametrize(("required", "limit"), [((1 << 40) + 1, 0), (0, 1), (MIB + 1, MIB + 2)])
@@ -918,7 +933,7 @@ def test_a_volume_grows_and_never_shrinks(engine: Engine) -> None:
 
 def test_a_volume_grows_in_steps_of_the_backend(make: Make) -> None:
     engine = make(BlockBackend)
-    volume = create(engine)
+    volume = create(engine, capabilities=(RAW,))
     assert expand(engine, volume.id, 4 * MIB + 1).capacity == 5 * MIB
     again = expand(engine, volume.id, 4 * MIB + 1)
     assert again == r.ExpandVolumeResult(capacity=5 * MIB, node_expansion_required=True)

@@ -83,7 +83,7 @@ class Provisioning:
         with self.volumes.lock_to_create(request.name, request.secrets, call.patience()):
             found = self.volumes.find(request.name, request.secrets)
             if found is None:
-                request = attrs.evolve(request, size=self._size_for(request))
+                request = attrs.evolve(request, size=self._size_for(request, kind))
                 make = functools.partial(self._make, request)
                 volume = self.volumes.create(request.name, request.secrets, asked, make)
                 found = Found(volume, asked)
@@ -144,12 +144,12 @@ class Provisioning:
             if not self._has(interfaces.Clones):
                 raise InvalidArgument(f"backend {self._backend.name!r} makes no volumes from volumes")
 
-    def _size_for(self, request: requests.CreateVolumeRequest[Any]) -> int:
-        """Bytes to make: what is asked for, and no less than the source holds. Raises NotFound for the
-        source, OutOfRange.
+    def _size_for(self, request: requests.CreateVolumeRequest[Any], kind: type[Volume]) -> int:
+        """Bytes to make: what is asked for, and no less than the source holds, or the file system takes. Raises
+        NotFound for the source, OutOfRange.
         """
         limits = self._limits
-        minimum = limits.min_size
+        minimum = max(limits.min_size, 0 if request.source else self._file_system_takes(request, kind))
         if isinstance(request.source, model.SnapshotSource):
             snapshot = self._look_snapshot(id=request.source.snapshot_id, secrets=request.secrets)
             if not snapshot.ready:
@@ -174,6 +174,17 @@ class Provisioning:
             default=minimum if request.source is not None else limits.default_size,
             granularity=limits.granularity,
         )
+
+    def _file_system_takes(self, request: requests.CreateVolumeRequest[Any], kind: type[Volume]) -> int:
+        """The least bytes of a device for the file system that is to be made on it; 0 where none is."""
+        if kind.kind != "block":
+            return 0
+        from volkit.host.filesystems import SUPPORTED
+
+        mounted = (one for one in request.capabilities if one.access_type is model.AccessType.MOUNT)
+        default = next(iter(self._limits.fs_types), "")
+        wanted = (SUPPORTED.get(one.fs_type or default) for one in mounted)
+        return max((one.smallest for one in wanted if one), default=0)
 
     def _make(self, request: requests.CreateVolumeRequest[Any], id_: str, token: str) -> Volume:
         """Have the backend make it, and see that it made what was asked for."""

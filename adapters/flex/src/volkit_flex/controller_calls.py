@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from volkit import Call
+    from volkit import Call, Engine
     from volkit_flex.options import Options
     from volkit_flex.volumes import Volumes
     from volkit_flex.wire import Answer, Callout
@@ -28,8 +28,8 @@ class ControllerCalls:
 
     def __init__(self, volumes: Volumes) -> None:
         self.volumes = volumes
-        self.engine = volumes.engine
-        self.records = volumes.controller_records
+        self.engine: Engine = volumes.engine
+        self.records: records.Records = volumes.controller_records
 
     def attach(self, call: Callout, limits: Call) -> Answer:
         options = self.volumes.options(call)

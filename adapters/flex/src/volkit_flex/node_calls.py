@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from volkit import Engine
     from volkit_flex.options import Options
     from volkit_flex.volumes import Volumes
     from volkit_flex.wire import Answer
@@ -61,8 +62,8 @@ class NodeCalls:
 
     def __init__(self, volumes: Volumes) -> None:
         self.volumes = volumes
-        self.engine = volumes.engine
-        self.records = volumes.node_records
+        self.engine: Engine = volumes.engine
+        self.records: records.Records = volumes.node_records
         self.staging: Path = volumes.engine.state_dir / "flex"
 
     def waitforattach(self, call: Callout, limits: Call) -> Answer:

@@ -321,6 +321,7 @@ def test_a_failed_sync_is_never_forgotten(sqlite: SqliteJournal, monkeypatch: py
             sqlite.write(Put("a", {}))
     with pytest.raises(Unavailable, match="restart"):
         sqlite.write(Put("b", {}))
+    assert "Input/output error" in sqlite.needs_restart()
 
 
 def together(journal: SqliteJournal, *changes: tuple[Put, bool]) -> list[BaseException | None]:
@@ -728,9 +729,11 @@ def test_what_is_not_utf8_is_quarantined_like_any_other(
 
 def test_a_file_that_was_removed_under_a_journal_is_told(sqlite: SqliteJournal) -> None:
     sqlite.write(Put("a", {}))
+    assert sqlite.needs_restart() == ""
     os.unlink(sqlite.path)
     with pytest.raises(Unavailable, match="restart"):
         sqlite.write(Put("b", {}))
+    assert "restart" in sqlite.needs_restart()
     assert keys(sqlite) == ["a"]
 
 

@@ -233,6 +233,10 @@ class Engine:
         """Was it closed, or is it being closed?"""
         return self._closing.is_set()
 
+    def needs_restart(self) -> str:
+        """Why this process cannot go on and a new one could, in words; "" where that is not so. See `Journal`."""
+        return self.journal.needs_restart() or self.node_journal.needs_restart()
+
     def close(self, grace: float = 0.0) -> int:
         """Wait at most `grace` seconds for calls that were left behind, and close the journal, also the one that was
         given. Returns how many calls still run: nothing stops them, and the journal stays open for them; end the

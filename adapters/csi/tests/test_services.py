@@ -60,6 +60,10 @@ class FakeEngine:
         self.operations = volkit.OPERATIONS
         self.answer = answer
         self.calls: list[tuple[str, Any, Call]] = []
+        self.broken = ""
+
+    def needs_restart(self) -> str:
+        return self.broken
 
     def has(self, mixin: type[volkit.Mixin]) -> bool:
         return issubclass(MemoryController, mixin) or issubclass(MemoryNode, mixin)
@@ -602,3 +606,13 @@ def test_codes_that_csi_sanity_looks_for(engine_of: Callable[..., Engine]) -> No
     assert not wrong
     assert not call(served, pb.ListSnapshotsRequest(snapshot_id="gone")).entries
     assert not call(served, pb.ListSnapshotsRequest(source_volume_id="gone")).entries
+
+
+def test_probe_tells_of_a_process_that_has_to_be_restarted() -> None:
+    engine = FakeEngine()
+    served = serve(engine)
+    assert call(served, pb.ProbeRequest()).ready.value
+    engine.broken = "the journal cannot be written"
+    with pytest.raises(RpcError, match=engine.broken) as caught:
+        call(served, pb.ProbeRequest())
+    assert caught.value.code is Code.FAILED_PRECONDITION

@@ -81,6 +81,12 @@ class Journal(ABC):
     def close(self) -> None:
         """Let go of the store. A closed journal raises Unavailable."""
 
+    def needs_restart(self) -> str:
+        """Why this process cannot write any more and a new one could, in words; "" where that is not so. Waits for
+        nothing.
+        """
+        return ""
+
     def fence(self) -> None:  # noqa: B027 (most have nothing to do)
         """Raise Aborted where a lease that the caller holds was lost to somebody else. A journal without leases
         has none to lose: its locks are files.

@@ -279,14 +279,21 @@ class SqliteJournal(Journal):
         if durable:
             self._sync(commits)
 
+    def needs_restart(self) -> str:
+        if self._failed:
+            return f"the journal {self.path} could not be synced ({self._failed}): check the disk and restart"
+        try:
+            self._refuse_if_replaced()
+        except OSError as error:
+            return f"the journal {self.path} cannot be written: {error}"
+        return ""
+
     def _sync(self, commits: int) -> None:
         """Return when the log is on the disk up to the commit of this number."""
         with self._syncing:
             # the kernel tells of a failed write-back once: what is on the disk is not known since
             if self._failed:
-                raise Unavailable(
-                    f"the journal {self.path} could not be synced ({self._failed}): check the disk and restart"
-                )
+                raise Unavailable(self.needs_restart())
             if self._synced < commits:
                 upto = self._commits
                 try:

@@ -203,7 +203,7 @@ def handlers(engine: Engine, plugin: Plugin, *, headless: bool = False) -> dict[
                 pb.GetPluginCapabilitiesRequest,
                 plugin_capabilities(engine, headless=headless),
             ),
-            "Probe": _constant(pb.ProbeRequest, pb.ProbeResponse(ready={"value": True})),
+            "Probe": _probe(engine),
         },
         CONTROLLER: {
             "ControllerGetCapabilities": _constant(*_controller_report(controller_capabilities(engine)))
@@ -246,6 +246,18 @@ def _constant(request: type[Message], answer: Message) -> Handler:
             except DecodeError:
                 raise RpcError(Code.INVALID_ARGUMENT, _unreadable(request)) from None
         return data
+
+    return handle
+
+
+def _probe(engine: Engine) -> Handler:
+    """Ready, or not healthy any more, which livenessprobe takes for a reason to restart. Waits for nothing."""
+    ready = _constant(pb.ProbeRequest, pb.ProbeResponse(ready={"value": True}))
+
+    def handle(received: bytes, context: ServerContext) -> bytes:
+        if why := engine.needs_restart():
+            raise RpcError(Code.FAILED_PRECONDITION, why)
+        return ready(received, context)
 
     return handle
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -418,3 +419,20 @@ def test_an_attachment_in_the_quarantine_still_counts(tmp_path: Path) -> None:
             assert engine.provisioning.attaching.records("v") == {"n1": {}}
         engine.provisioning.attaching.forget("v", "n1")
         assert records(engine.journal) == []
+
+
+def test_a_journal_that_is_away_keeps_the_other_from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller's, which is in etcd, say."""
+    away, here = MemoryJournal(), MemoryJournal()
+    stage = {"path": "/x", "state": "connecting", "connection": None, "since": time.time()}
+    here.write(Put("stage/v", {**stage, "capability": Capability().record()}))
+
+    def scan(prefix: str, **words: Any) -> list[Any]:
+        raise Unavailable("etcd is away")
+
+    monkeypatch.setattr(away, "scan", scan)
+    engine: Any = SimpleNamespace(journal=away, node_journal=here)
+    told = recover(engine, dry_run=True, min_age=0)
+    assert next(told)[0].key == "stage/v"
+    with pytest.raises(Unavailable, match="etcd is away"):
+        next(told)

@@ -110,10 +110,16 @@ def recover(
     engine: Engine, *, dry_run: bool = False, min_age: float = MIN_AGE
 ) -> Iterator[tuple[Record, str, bool]]:
     """Settle every unfinished intent that is older than `min_age` seconds: the record, what was done or why not,
-    and whether it is settled now.
+    and whether it is settled now. Raises at the end where one of the journals is away.
     """
+    away: VolkitError | None = None
     for journal in dict.fromkeys((engine.journal, engine.node_journal)):
-        for record in records(journal):
+        try:
+            found = records(journal)
+        except VolkitError as error:
+            away = error
+            continue
+        for record in found:
             if not record.unfinished or record.kind == QUARANTINE:
                 continue
             if record.age is not None and record.age < min_age:
@@ -122,6 +128,8 @@ def recover(
                 yield record, "would be settled by looking", False
             else:
                 yield record, *settle(engine, record)
+    if away is not None:
+        raise away
 
 
 def settle(engine: Engine, record: Record) -> tuple[str, bool]:

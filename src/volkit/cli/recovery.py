@@ -121,11 +121,16 @@ def _recover(engine: Engine, args: argparse.Namespace) -> int:
     from volkit.recovery import recover
 
     rows, left = [], 0
-    with progress("settling what is unfinished") as shown:
-        for record, did, settled in recover(engine, dry_run=args.dry_run, min_age=args.min_age):
-            shown.say(f"{record.kind} {record.id}: {did}")
-            rows.append({"kind": record.kind, "id": record.id, "state": record.state, "result": did})
-            left += not settled
+    try:
+        with progress("settling what is unfinished") as shown:
+            for record, did, settled in recover(engine, dry_run=args.dry_run, min_age=args.min_age):
+                shown.say(f"{record.kind} {record.id}: {did}")
+                rows.append({"kind": record.kind, "id": record.id, "state": record.state, "result": did})
+                left += not settled
+    except VolkitError:  # one journal is away; what the other told is done
+        if rows:
+            _show(rows, args, "")
+        raise
     _show(rows, args, "Nothing is unfinished.")
     return 1 if left else 0
 

@@ -120,9 +120,10 @@ class Engine:
             shared = self.journal if isinstance(self.journal, SharedJournal) else None
             locks = Locks(state_dir / "locks", shared) if shared else self.locks
             self.provisioning = Provisioning(self.controller, backend, self.journal, locks, state)
-        attaching = self.provisioning.attaching if self.provisioning else None
+        made = self.provisioning
+        side = (made, made.snapshotting, made.attaching) if made else ()
         upkeep = Upkeep(state) if state else None
-        rooms = (self.provisioning, attaching, self.staging, self.publishing, upkeep)
+        rooms = (*side, self.staging, self.publishing, upkeep)
         self._run = {
             name: next(getattr(room, name) for room in rooms if hasattr(room, name))
             for name in self.operations

@@ -88,7 +88,8 @@ class Making(Generic[T]):
         self._takes_ids = isinstance(controller, TakesIds)
         self._finds_names = isinstance(controller, FindsByName)
         self._findable = self._takes_ids or self._finds_names
-        self._repeatable = self._findable or isinstance(controller, TakesTokens)
+        self._takes_tokens = isinstance(controller, TakesTokens)
+        self._repeatable = self._findable or self._takes_tokens
 
     def _name_key(self, name: str) -> str:
         return key(f"{self._sort}-name", name)
@@ -200,8 +201,8 @@ class Making(Generic[T]):
     def create(
         self, name: str, secrets: Secrets, asked: Mapping[str, Any], make: Callable[[str, str], T]
     ) -> T:
-        """Make it with `make(id, token)`; `asked` is kept for comparing repeats. `find` has returned None
-        before.
+        """Make it with `make(id, token)`, each "" where the controller takes none; `asked` is kept for comparing
+        repeats. `find` has returned None before.
 
         Raises the backend's own final error where it is proven that nothing was made, an Ambiguous one where
         it may have been.
@@ -222,9 +223,15 @@ class Making(Generic[T]):
         """What `make` makes. The tokens of a name are the same each time, so that a lost journal doubles
         nothing; where the storage answers one with a thing that was deleted since, the next one is taken.
         """
+        id_ = self.id_for(name)
         for generation in range(_GENERATIONS):
-            token = digest(f"{self._sort}/{generation}/{name}", 16).hex()
-            thing = make(self.id_for(name), token)
+            token = digest(f"{self._sort}/{generation}/{name}", 16).hex() if self._takes_tokens else ""
+            thing = make(id_, token)
+            if not thing.id or (id_ and thing.id != id_):
+                raise Unavailable(
+                    f"the backend made {self._sort} {thing.id!r} instead of {id_ or 'one with an id'}: a fault of the "
+                    "backend"
+                )
             if self._findable or not self._repeatable or self._look_for(thing.id, name, secrets) is not None:
                 return thing
         raise Unavailable(
@@ -307,7 +314,15 @@ class Making(Generic[T]):
             return False
 
     def _forget(self, name: str | None, id_: str) -> None:
-        gone = [Delete(self._id_key(id_))]
+        changes = [Delete(self._id_key(id_))]
         if name is not None:
-            gone.append(Delete(self._name_key(name)))
-        self._journal.write(*gone, durable=False)
+            changes.append(Delete(self._name_key(name)))
+        self._journal.write(*changes, durable=False)
+
+
+def gone(remove: Callable[[], object]) -> None:
+    """Run an operation whose NotFound is success."""
+    try:
+        remove()
+    except NotFound:
+        return

@@ -1,11 +1,9 @@
-"""The controller's side of the engine: every operation on volumes and snapshots, around the backend's own
-methods.
-"""
+"""The controller's side of the engine: every operation on volumes, around the backend's own methods."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -17,7 +15,6 @@ from volkit.errors import (
     AlreadyExists,
     InUse,
     InvalidArgument,
-    NotFound,
     OutOfRange,
     Unavailable,
 )
@@ -26,8 +23,9 @@ from volkit.interfaces import Controller
 from volkit.journal import Journal, key
 from volkit.journal.records import parts
 from volkit.locks import Locks
-from volkit.making import Found, Making
-from volkit.model import Snapshot, Volume
+from volkit.making import Found, Making, gone
+from volkit.model import Volume
+from volkit.snapshotting import Snapshotting
 
 if TYPE_CHECKING:
     from volkit.node_state import NodeState
@@ -63,9 +61,7 @@ class Provisioning:
             remove=self._remove_volume,
             refuse=self._refuse_if_in_use,
         )
-        self.snapshots: Making[Snapshot] = Making(
-            "snapshot", controller, journal, locks, look=self._look_snapshot, remove=self._remove_snapshot
-        )
+        self.snapshotting: Snapshotting = Snapshotting(controller, journal, locks, self.volumes)
         self.attaching: Attaching = Attaching(controller, backend.limits, journal, self.volumes)
 
     def _has(self, mixin: type[interfaces.Mixin]) -> bool:
@@ -151,7 +147,9 @@ class Provisioning:
         limits = self._limits
         minimum = max(limits.min_size, 0 if request.source else self._file_system_takes(request, kind))
         if isinstance(request.source, model.SnapshotSource):
-            snapshot = self._look_snapshot(id=request.source.snapshot_id, secrets=request.secrets)
+            snapshot = self.snapshotting.snapshots.look(
+                id=request.source.snapshot_id, secrets=request.secrets
+            )
             if not snapshot.ready:
                 raise Unavailable(f"snapshot {snapshot.id!r} is not ready yet: repeat the call when it is")
             minimum = max(minimum, snapshot.size)
@@ -187,12 +185,8 @@ class Provisioning:
         return max((one.smallest for one in wanted if one), default=0)
 
     def _make(self, request: requests.CreateVolumeRequest[Any], id_: str, token: str) -> Volume:
-        """Have the backend make it, and see that it made what was asked for."""
-        token = token if self._has(interfaces.TakesTokens) else ""
-        volume: Volume = call_backend(
-            self._controller.create_volume, attrs.evolve(request, volume_id=id_, token=token), Volume
-        )
-        _check_made("volume", volume.id, id_)
+        wanted = attrs.evolve(request, volume_id=id_, token=token)
+        volume: Volume = call_backend(self._controller.create_volume, wanted, Volume)
         return volume
 
     def delete_volume(self, request: requests.DeleteVolumeRequest, call: requests.Call) -> None:
@@ -228,7 +222,7 @@ class Provisioning:
 
     def _remove_volume(self, id_: str, secrets: model.Secrets) -> None:
         request = requests.DeleteVolumeRequest(volume_id=id_, secrets=secrets)
-        _gone(lambda: call_backend(self._controller.delete_volume, request, type(None)))
+        gone(lambda: call_backend(self._controller.delete_volume, request, type(None)))
 
     def get_volume(self, request: requests.GetVolumeRequest, call: requests.Call) -> requests.VolumeEntry:
         validate.check_id(request.volume_id)
@@ -270,7 +264,7 @@ class Provisioning:
     def list_volumes(
         self, request: requests.ListRequest, call: requests.Call
     ) -> requests.Page[requests.VolumeEntry]:
-        _check_limit(request.limit)
+        validate.check_limit(request.limit)
         page: requests.Page[Volume] = call_backend(self._controller.list_volumes, request, requests.Page)
         return requests.Page(entries=self._entries(page.entries), next_token=page.next_token)
 
@@ -371,91 +365,6 @@ class Provisioning:
             self._controller.get_capacity, attrs.evolve(request, parameters=typed), requests.CapacityResult
         )
         return result
-
-    # -- snapshots
-    # -----------------------------------------------------------------------------------------------------
-
-    def create_snapshot(self, request: requests.CreateSnapshotRequest, call: requests.Call) -> Snapshot:
-        validate.check_name(request.name)
-        validate.check_id(request.source_volume_id, "source_volume_id")
-        asked = {"source": request.source_volume_id, "parameters": dict(request.parameters)}
-        with self.snapshots.lock_to_create(request.name, request.secrets, call.patience()):
-            found = self.snapshots.find(request.name, request.secrets)
-            if found is None:
-                self._look_volume(id=request.source_volume_id, secrets=request.secrets)
-                cut = functools.partial(self._cut, request)
-                snapshot = self.snapshots.create(request.name, request.secrets, asked, cut)
-                found = Found(snapshot, asked)
-            if found.thing.source_volume_id != request.source_volume_id:
-                raise AlreadyExists(
-                    f"snapshot {request.name!r} exists and is of volume {found.thing.source_volume_id!r}"
-                )
-            if found.asked and found.asked["parameters"] != asked["parameters"]:
-                raise AlreadyExists(f"snapshot {request.name!r} exists with other parameters")
-            return found.thing
-
-    def _cut(self, request: requests.CreateSnapshotRequest, id_: str, token: str) -> Snapshot:
-        token = token if self._has(interfaces.TakesTokens) else ""
-        snapshot: Snapshot = call_backend(
-            self._controller.create_snapshot, attrs.evolve(request, snapshot_id=id_, token=token), Snapshot
-        )
-        _check_made("snapshot", snapshot.id, id_)
-        return snapshot
-
-    def delete_snapshot(self, request: requests.DeleteSnapshotRequest, call: requests.Call) -> None:
-        validate.check_id(request.snapshot_id, "snapshot_id")
-        with self.snapshots.lock_id(request.snapshot_id, call.patience()):
-            self.snapshots.delete(request.snapshot_id, request.secrets)
-
-    def _look_snapshot(
-        self, *, id: str = "", name: str = "", secrets: model.Secrets = model.NO_SECRETS
-    ) -> Snapshot:
-        request = requests.GetSnapshotRequest(snapshot_id=id, name=name, secrets=secrets)
-        snapshot: Snapshot = call_backend(self._controller.get_snapshot, request, Snapshot)
-        return snapshot
-
-    def _remove_snapshot(self, id_: str, secrets: model.Secrets) -> None:
-        request = requests.DeleteSnapshotRequest(snapshot_id=id_, secrets=secrets)
-        _gone(lambda: call_backend(self._controller.delete_snapshot, request, type(None)))
-
-    def get_snapshot(self, request: requests.GetSnapshotRequest, call: requests.Call) -> Snapshot:
-        validate.check_id(request.snapshot_id, "snapshot_id")
-        return self._look_snapshot(id=request.snapshot_id, secrets=request.secrets)
-
-    def list_snapshots(
-        self, request: requests.ListSnapshotsRequest, call: requests.Call
-    ) -> requests.Page[Snapshot]:
-        _check_limit(request.limit)
-        if request.snapshot_id:
-            try:
-                snapshot = self._look_snapshot(id=request.snapshot_id, secrets=request.secrets)
-            except NotFound:
-                return requests.Page(entries=())
-            ours = not request.source_volume_id or snapshot.source_volume_id == request.source_volume_id
-            return requests.Page(entries=(snapshot,) if ours else ())
-        page: requests.Page[Snapshot] = call_backend(self._controller.list_snapshots, request, requests.Page)
-        return page
-
-
-def _gone(remove: Callable[[], object]) -> None:
-    """Run an operation whose NotFound is success."""
-    try:
-        remove()
-    except NotFound:
-        return
-
-
-def _check_made(sort: str, made: str, wanted: str) -> None:
-    """`wanted` is the id that was chosen for it, or "" where the backend chooses one."""
-    if not made or (wanted and made != wanted):
-        raise Unavailable(
-            f"the backend made {sort} {made!r} instead of {wanted or 'one with an id'}: a fault of the backend"
-        )
-
-
-def _check_limit(limit: int) -> None:
-    if limit < 0:
-        raise InvalidArgument(f"max_entries is {limit}: give 0 (no limit) or more")
 
 
 def _allow_first_format(volume: Volume) -> Volume:

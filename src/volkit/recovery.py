@@ -155,7 +155,7 @@ def settle(engine: Engine, record: Record) -> tuple[str, bool]:
 def _settle_create(engine: Engine, sort: str, name: str) -> tuple[str, bool]:
     if (provisioning := engine.provisioning) is None:
         return "left: the controller service is off", False
-    making: Any = provisioning.volumes if sort == "volume" else provisioning.snapshots
+    making: Any = provisioning.volumes if sort == "volume" else provisioning.snapshotting.snapshots
     with making.lock_name(name, 0.0):
         found = making.resolve(name, NO_SECRETS)
     return {
@@ -168,7 +168,7 @@ def _settle_create(engine: Engine, sort: str, name: str) -> tuple[str, bool]:
 def _settle_delete(engine: Engine, sort: str, id_: str) -> tuple[str, bool]:
     if (provisioning := engine.provisioning) is None:
         return "left: the controller service is off", False
-    making: Any = provisioning.volumes if sort == "volume" else provisioning.snapshots
+    making: Any = provisioning.volumes if sort == "volume" else provisioning.snapshotting.snapshots
     with making.lock_id(id_, 0.0):
         entry = engine.journal.get(key(sort, id_))
         if entry is None or entry.value.get("state") != "deleting":  # its id may be another one's by now

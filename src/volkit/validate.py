@@ -103,6 +103,12 @@ def check_capacity_range(capacity: CapacityRange) -> None:
         )
 
 
+def check_limit(limit: int) -> None:
+    """Of a page's entries. Raises InvalidArgument for a negative one."""
+    if limit < 0:
+        raise InvalidArgument(f"max_entries is {limit}: give 0 (no limit) or more")
+
+
 def choose_size(
     capacity: CapacityRange, *, minimum: int, maximum: int, default: int, granularity: int
 ) -> int:

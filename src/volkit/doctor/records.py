@@ -72,7 +72,9 @@ def _lock(engine: Engine, record: Record) -> AbstractContextManager[None]:
     names = parts(record.key)[1:]
     if record.kind in ("stage", "target") or provisioning is None:
         return engine.locks.hold(*_lock_keys(record), wait=0)
-    making = provisioning.snapshots if record.kind.startswith("snapshot") else provisioning.volumes
+    making = (
+        provisioning.snapshotting.snapshots if record.kind.startswith("snapshot") else provisioning.volumes
+    )
     if record.kind.endswith("-name"):
         return making.lock_name(names[0], 0.0)  # type: ignore[no-any-return]
     return making.lock_id(names[0], 0.0)  # type: ignore[no-any-return]

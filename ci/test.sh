@@ -24,7 +24,10 @@ if [ $# = 0 ]; then
     .venv/bin/pytest -q --numprocesses 2 --dist worksteal --basetemp "$shm/tmp" --volkit-faults=full "${matrix[@]}" ||
         failed=1
     echo "== pytest: two at a time"
-    .venv/bin/pytest -q --numprocesses 2 --dist loadfile "${matrix[@]/#/--ignore=}" "${alone[@]/#/--ignore=}" || failed=1
+    beside=("${matrix[@]/#/--ignore=}" "${alone[@]/#/--ignore=}")
+    .venv/bin/pytest -q --numprocesses 2 --dist loadfile -m "not copies_mounts" "${beside[@]}" || failed=1
+    echo "== pytest: with a copy of all mounts"
+    .venv/bin/pytest -q -m copies_mounts "${beside[@]}" || failed=1
     set -- "${alone[@]}"
 fi
 echo "== pytest"

@@ -185,6 +185,7 @@ def test_one_that_died_is_noticed_and_restarted_with_its_binds(served: Served, t
     served.stop()
 
 
+@pytest.mark.copies_mounts
 def test_the_bind_of_another_mount_namespace_is_replaced(served: Served, tmp_path: Path) -> None:
     """As a container has it: a private namespace in which nothing of the host's appears."""
     served.start()

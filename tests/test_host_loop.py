@@ -282,6 +282,7 @@ def test_detach_of_a_mounted_device_is_refused_and_undone(tmp_path: Path, attach
     assert loop.detach(device)
 
 
+@pytest.mark.copies_mounts
 def test_a_mount_in_another_namespace_is_named(tmp_path: Path, attach: Attach) -> None:
     """As of a container that started while the volume was mounted, and has a copy of the mount."""
     device = attach(image(tmp_path, 8 * MIB))

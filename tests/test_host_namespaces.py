@@ -31,6 +31,7 @@ def holders(path: Path, *, threads: bool = False, own: bool = False) -> int:
     return namespaces.count_holders(str(path), found, copies=["/volumes/v"])
 
 
+@pytest.mark.copies_mounts
 def test_a_thread_in_a_namespace_of_its_own(volume: Path, tmp_path: Path) -> None:
     """As Docker's while it copies from and into a container."""
     place = tmp_path / "place"

@@ -66,6 +66,7 @@ finally:
     assert "several threads" in done.stderr
 
 
+@pytest.mark.copies_mounts
 @pytest.mark.needs("unshare")
 def test_where_they_are_off_the_switch_is_said() -> None:
     off = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'

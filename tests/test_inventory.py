@@ -134,6 +134,7 @@ def container(tmp_path: Path) -> Iterator[Callable[[str], None]]:
 
 
 @pytest.mark.root
+@pytest.mark.copies_mounts
 @pytest.mark.needs("mkfs.ext4", "unshare")
 def test_every_volume_with_its_state_its_size_and_its_users(
     engine: Engine, tmp_path: Path, container: Callable[[str], None]

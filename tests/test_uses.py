@@ -249,6 +249,7 @@ def test_the_time_of_day_decides_nothing(host: Host, monkeypatch: pytest.MonkeyP
     assert not mounts.is_mount_point(path)
 
 
+@pytest.mark.copies_mounts
 def test_who_has_ended_and_still_has_it_keeps_it_from_being_removed(host: Host, tmp_path: Path) -> None:
     volume = host.create()
     path, place = host.begin(volume), tmp_path / "inside"

@@ -166,6 +166,7 @@ def test_a_mount_that_somebody_removed_is_stuck_and_repaired(node: World) -> Non
     assert not loop.find(str(node.image(volume)))
 
 
+@pytest.mark.copies_mounts
 def test_a_copy_in_another_mount_namespace_keeps_a_device_in_use(node: World) -> None:
     """As of a container that was started while the volume was staged."""
     volume = node.create()

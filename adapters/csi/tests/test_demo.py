@@ -65,6 +65,7 @@ def test_the_demo_of_directories(tmp_path: Path, capsys: pytest.CaptureFixture[s
         subprocess.run(["umount", tmp_path / "btrfs"], check=True)
 
 
+@pytest.mark.copies_mounts
 @pytest.mark.needs("unshare", "setpriv")
 def test_the_demo_of_directories_is_for_everybody(tmp_path: Path) -> None:
     """Somebody without root, to whom a private mount namespace shows this Python where only root can go."""

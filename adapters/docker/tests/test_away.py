@@ -239,6 +239,7 @@ def test_creates_of_one_name_with_different_options_at_once(plugin: Served) -> N
     assert len(plugin.array.volumes) == 1
 
 
+@pytest.mark.copies_mounts
 @pytest.mark.needs("mkfs.ext4")
 def test_a_copy_of_all_mounts_keeps_no_volume_from_its_next_user(tmp_path: Path) -> None:
     """As a container has one that shows the host's whole tree: the volume is not free, and it is the same one."""
@@ -275,6 +276,7 @@ def test_a_copy_of_all_mounts_keeps_no_volume_from_its_next_user(tmp_path: Path)
     engine.close()
 
 
+@pytest.mark.copies_mounts
 @pytest.mark.needs("mkfs.ext4")
 def test_a_container_outlives_the_mounts_of_its_plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

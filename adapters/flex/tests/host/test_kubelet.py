@@ -328,6 +328,7 @@ def test_an_ephemeral_volume_whose_mount_died_before_it_was_recorded_goes(host: 
     host.assert_clean()
 
 
+@pytest.mark.copies_mounts
 def test_a_device_that_another_namespace_holds_is_not_let_go(host: Host) -> None:
     """The answer is Failure, and the path stays: kubelet repeats only the unmount of a path that is there."""
     kubelet = host.install()

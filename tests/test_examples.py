@@ -84,19 +84,19 @@ def test_the_san_array(san: Any, tmp_path: Path) -> None:
             name="pvc-1",
             parameters={"tier": "hdd"},
             capabilities=(Capability(),),
-            capacity_range=CapacityRange(required=5 * MIB + 1),
+            capacity_range=CapacityRange(required=9 * MIB + 1),
         )
         volume = engine.run("create_volume", wanted)
         assert engine.run("create_volume", wanted) == volume
-        assert (volume.capacity, dict(volume.context)) == (6 * MIB, {"serial": "S0", "firstFormat": "true"})
+        assert (volume.capacity, dict(volume.context)) == (10 * MIB, {"serial": "S0", "firstFormat": "true"})
         node = engine.run("node_info", NodeInfoRequest())
         publish = ControllerPublishRequest(volume_id=volume.id, node_id=node.node_id, capability=Capability())
         assert dict(engine.run("controller_publish", publish).publish_context) == {"lun": "1"}
         assert array.mapped == {(volume.id, "iqn.2026-01.example:n1")}
         with pytest.raises(InUse, match="n1"):
             engine.run("delete_volume", DeleteVolumeRequest(volume_id=volume.id))
-        grow = ExpandVolumeRequest(volume_id=volume.id, capacity_range=CapacityRange(required=8 * MIB))
-        assert engine.run("expand_volume", grow).capacity == array.luns[volume.id]["size"] == 8 * MIB
+        grow = ExpandVolumeRequest(volume_id=volume.id, capacity_range=CapacityRange(required=12 * MIB))
+        assert engine.run("expand_volume", grow).capacity == array.luns[volume.id]["size"] == 12 * MIB
         with pytest.raises(AlreadyExists, match="bytes"):
             engine.run("create_volume", CreateVolumeRequest(
                 name="pvc-1", parameters={"tier": "hdd"}, capabilities=(Capability(),),

@@ -79,7 +79,7 @@ def test_a_tree_of_any_depth_takes_few_descriptors(tmp_path: Path) -> None:
             most = max(most, descriptors())
     os.close(root)
     assert most <= before + 5
-    assert descriptors() == before
+    assert descriptors() <= before  # those of other tests may go meanwhile
     subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # Python's own takes a stack frame for each
 
 

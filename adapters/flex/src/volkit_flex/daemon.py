@@ -56,6 +56,13 @@ class Daemon:
         self._calls = -1
         self._rest = b""
 
+    def obey(self) -> None:
+        """SIGTERM and SIGINT end `serve`, also where it has not begun. To be called before `start`: from there on callers
+        rely on it that nobody who waits is left alone.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+
     def start(self) -> None:
         """Be there for callers; those that a daemon before this one left waiting are answered."""
         with suppress(FileNotFoundError):
@@ -87,9 +94,7 @@ class Daemon:
                 caller.unlink(missing_ok=True)
 
     def serve(self) -> None:
-        """Answer calls until `stop`, or SIGTERM or SIGINT."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop())
+        """Answer calls until `stop`."""
         poll = select.poll()
         poll.register(self._calls, select.POLLIN)
         poll.register(self._wake[0], select.POLLIN)

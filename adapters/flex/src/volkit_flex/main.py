@@ -323,6 +323,7 @@ def _serve(args: Namespace, fixed: type[Backend[Any, Any]] | None) -> int:
     try:
         daemon = Daemon(engine, _run_dir(args, settings))
         daemon.prepare()
+        daemon.obey()
         daemon.start()
         engine.watch()
         try:

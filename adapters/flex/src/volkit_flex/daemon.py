@@ -57,8 +57,8 @@ class Daemon:
         self._rest = b""
 
     def obey(self) -> None:
-        """SIGTERM and SIGINT end `serve`, also where it has not begun. To be called before `start`: from there on callers
-        rely on it that nobody who waits is left alone.
+        """SIGTERM and SIGINT end `serve`, also where it has not begun. To be called before `start`: from there on
+        callers rely on it that nobody who waits is left alone.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())

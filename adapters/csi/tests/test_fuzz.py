@@ -237,9 +237,21 @@ def check(site: Site, attempt: Try, method: str, data: bytes) -> Code | None:
     assert message.strip(), (method, data, code)
     assert "\n" not in message
     assert "Traceback" not in message
-    assert SECRET not in message
+    assert SECRET not in message or is_in_the_open(method, data)
     assert "failed unexpectedly" not in message, f"{method} fell over {data!r}"
     return code
+
+
+def is_in_the_open(method: str, data: bytes) -> bool:
+    """Has a byte that was changed made what was a secret a part of something else, such as a path?"""
+    message = request_of(method).FromString(data)
+    fields = message.DESCRIPTOR.fields_by_name
+    if "secrets" in fields:
+        message.ClearField("secrets")
+    one = [message.volume_capability] if "volume_capability" in fields else []
+    for capability in [*one, *(message.volume_capabilities if "volume_capabilities" in fields else ())]:
+        capability.mount.ClearField("mount_flags")
+    return SECRET.encode() in message.SerializeToString()
 
 
 def request_of(method: str) -> Any:

@@ -163,6 +163,22 @@ def test_hosts_that_may_share_a_volume_each_keep_it(home: Path, settings: Memory
     three.remove(volume)
 
 
+def test_a_removal_that_is_refused_leaves_the_claim_as_it_was(home: Path, settings: MemorySettings) -> None:
+    """Of a node that died with it: as one that removes, it would keep all the others from the volume."""
+    journal = Etcd()
+    one, two = (Host(home, name, MemoryBackend, settings, journal) for name in ("n1", "n2"))
+    volume = one.create()
+    two.begin(volume)
+    stale = {"node": "n1", "name": "v", "alone": False}
+    journal.write(Put(key("node-of", volume.id, "n1"), stale))
+    with pytest.raises(InUse, match="in use on node 'n2'"):
+        one.remove(volume)
+    entry = journal.get(key("node-of", volume.id, "n1"))
+    assert entry is not None
+    assert entry.value == stale
+    two.begin(volume)
+
+
 def test_a_volume_that_is_removed_is_not_begun_elsewhere(hosts: list[Host]) -> None:
     one, two = hosts
     volume = one.create()

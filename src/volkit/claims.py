@@ -47,8 +47,7 @@ class Claims:
         # after its own is there: of two nodes, one at least sees the other
         for other in self._journal.scan(key("node-of", volume_id, "")):
             if other.key != mine and (alone or other.value.get("alone")):
-                if entry is None:
-                    self._journal.write(Delete(mine), durable=False)
+                self._journal.write(Put(mine, entry.value) if entry else Delete(mine), durable=False)
                 raise _elsewhere(other.key, other.value)
 
     def give_back(self, volume_id: str) -> None:

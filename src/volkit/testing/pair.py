@@ -27,6 +27,7 @@ from volkit.model import (
     CloneSource,
     Secrets,
     SnapshotSource,
+    Source,
 )
 from volkit.operations import OPERATIONS, State
 from volkit.testing.kit import Driver, Fault, Kit, check
@@ -88,13 +89,14 @@ def _capability(draw: Draw) -> Capability:
 
 
 def _create(side: Side, draw: Draw) -> Any:
-    source = {"clone": CloneSource, "restore": SnapshotSource}.get(draw["how"])
+    sources: dict[str, Callable[[str], Source]] = {"clone": CloneSource, "restore": SnapshotSource}
+    source = sources.get(draw["how"])
     return r.CreateVolumeRequest(
         name=draw["volume"],
         parameters=side.parameters,
         capabilities=(_capability(draw),),
         capacity_range=CapacityRange(required=draw["size"]),
-        source=source(side.id(draw["from"])) if source else None,  # type: ignore[arg-type]
+        source=source(side.id(draw["from"])) if source else None,
         secrets=side.secrets,
     )
 

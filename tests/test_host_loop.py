@@ -335,6 +335,20 @@ def test_detach_waits_for_who_looks_at_it_for_a_moment(tmp_path: Path, attach: A
     assert loop.status(device) is None
 
 
+def test_detach_waits_for_who_has_it_exclusively_for_a_moment(tmp_path: Path, attach: Attach) -> None:
+    device = attach(image(tmp_path))
+    keeper = os.open(device, os.O_RDONLY | os.O_EXCL)
+    with pytest.raises(InUse, match=f"{device} is in use; unmount"):
+        loop.detach(device, timeout=0.05)
+    closer = threading.Timer(0.1, os.close, [keeper])
+    closer.start()
+    try:
+        assert loop.detach(device)
+    finally:
+        closer.join()
+    assert loop.status(device) is None
+
+
 def test_what_was_set_read_only_is_not_so_for_the_next_file(tmp_path: Path, attach: Attach) -> None:
     device = attach(image(tmp_path))
     devices.set_read_only(device, True)

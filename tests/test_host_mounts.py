@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +67,22 @@ def file(base: Path, name: str) -> str:
     path = base / name
     path.touch()
     return str(path)
+
+
+@contextmanager
+def forked(path: str, *, seconds: float) -> Iterator[int]:
+    """A child, by its pid, that was forked while this process had the file open, and ends after so many seconds."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    child = os.fork()
+    if child == 0:
+        time.sleep(seconds)
+        os._exit(0)
+    os.close(descriptor)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def writable(path: str) -> bool:
@@ -389,6 +408,20 @@ class TestUnmount:
         assert target in caught.value.message
         assert f"pid {os.getpid()} (" in caught.value.message
         assert mounts.is_mount_point(target)
+        assert mounts.unmount(target)
+
+    def test_a_child_that_did_not_execute_yet_gets_a_moment(
+        self, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It has a copy of each descriptor that a thread of this process had open in the volume."""
+        target = directory(base, "t")
+        mounts.mount("none", target, "tmpfs")
+        with forked(f"{target}/f", seconds=0.3):
+            assert mounts.unmount(target)
+        mounts.mount("none", target, "tmpfs")
+        monkeypatch.setattr(mounts, "_UNSEEN_SECONDS", 0.1)
+        with forked(f"{target}/f", seconds=60) as pid, pytest.raises(InUse, match=rf"pid {pid} \("):
+            mounts.unmount(target)
         assert mounts.unmount(target)
 
     def test_busy_names_the_mount_below(self, base: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.copies_mounts]
 
 NOBODY = 65534
 
@@ -66,7 +66,6 @@ finally:
     assert "several threads" in done.stderr
 
 
-@pytest.mark.copies_mounts
 @pytest.mark.needs("unshare")
 def test_where_they_are_off_the_switch_is_said() -> None:
     off = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'

@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from volkit.backend import Limits
 from volkit.engine import Engine
 from volkit.errors import AlreadyExists, InUse, ResourceExhausted, Unavailable
 from volkit.host import mounts
-from volkit.journal import Delete, Lease, Put, SharedJournal, key
+from volkit.journal import Delete, Journal, Lease, Put, SharedJournal, key
 from volkit.journal.memory import MemoryJournal
 from volkit.model import AccessMode, Volume
 from volkit.testing.memory import ARRAYS, MemoryBackend, MemorySettings, memory_settings
@@ -348,3 +348,55 @@ def test_what_was_asked_for_goes_with_its_volume(host: Host) -> None:
         host.uses.creations.remembered("v", Asked()) as made,
     ):
         made("id-1")
+
+
+def _between(journal: Journal, looked_at: str, act: Any, patch: pytest.MonkeyPatch) -> None:
+    """What somebody else does once, right after the record was read."""
+    get = journal.get
+
+    def interrupted(wanted: str) -> Any:
+        entry = get(wanted)
+        if wanted == looked_at:
+            patch.setattr(journal, "get", get)
+            act()
+        return entry
+
+    patch.setattr(journal, "get", interrupted)
+
+
+@pytest.mark.parametrize(("asked", "refused"), [(Asked(), False), (Asked(readonly=True), True)])
+def test_of_creations_at_once_the_first_is_kept(
+    host: Host, asked: Asked, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(wanted: Asked) -> None:
+        with host.uses.creations.remembered("v", wanted) as made:
+            made("id-1")
+
+    _between(host.engine.journal, key("asked", "id-1"), lambda: create(Asked()), monkeypatch)
+    with pytest.raises(AlreadyExists, match="another readonly") if refused else nullcontext():
+        create(asked)
+    assert host.uses.creations.asked("id-1") == Asked()
+    assert host.engine.journal.get(key("asked-of", "v")) is None
+
+
+def test_a_removal_leaves_what_another_host_made_anew(host: Host) -> None:
+    with host.uses.creations.remembered("v", Asked()) as made:
+        made("id-1")
+    with (
+        host.uses.removing("v", "id-1", CALL),
+        host.uses.creations.remembered("v", Asked(readonly=True)) as made,
+    ):
+        made("id-1")
+    assert host.uses.creations.asked("id-1") == Asked(readonly=True)
+
+
+def test_two_nodes_claim_at_once(
+    home: Path, settings: MemorySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later one is told who has it, not to repeat the call."""
+    journal = Etcd()
+    one, two = (Host(home, name, ForOneNode, settings, journal) for name in ("n1", "n2"))
+    volume = one.create()
+    _between(journal, key("node-of", volume.id), lambda: one.begin(volume), monkeypatch)
+    with pytest.raises(InUse, match="in use on node 'n1'"):
+        two.begin(volume)

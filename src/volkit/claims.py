@@ -14,12 +14,12 @@ claims.give_back("vol-1")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from volkit.engine import Engine
 from volkit.errors import InUse
-from volkit.journal import Delete, Put, SharedJournal, key
+from volkit.journal import Conflict, Delete, Entry, Put, SharedJournal, key
 from volkit.journal.records import parts
 
 
@@ -36,12 +36,8 @@ class Claims:
         """This node has the volume from now on; `alone`: no other one may, as to remove it. Raises InUse."""
         if not self.shared:
             return
-        mine, claim = self._key(volume_id), {"node": self._node, "name": name, "alone": alone}
-        entry = self._journal.get(mine)
-        if entry is not None and entry.value["node"] != self._node:
-            raise _elsewhere(mine, entry.value)
-        if entry is None or entry.value.get("alone", False) != alone:
-            self._journal.write(Put(mine, claim, revision=entry.revision if entry else 0), durable=True)
+        mine = self._key(volume_id)
+        entry = self._claim(mine, {"node": self._node, "name": name, "alone": alone})
         if not self._many():
             return
         # after its own is there: of two nodes, one at least sees the other
@@ -49,6 +45,18 @@ class Claims:
             if other.key != mine and (alone or other.value.get("alone")):
                 self._journal.write(Put(mine, entry.value) if entry else Delete(mine), durable=False)
                 raise _elsewhere(other.key, other.value)
+
+    def _claim(self, mine: str, claim: Mapping[str, Any]) -> Entry | None:
+        """What was claimed there before. Raises InUse."""
+        while True:
+            entry = self._journal.get(mine)
+            if entry is not None and entry.value["node"] != self._node:
+                raise _elsewhere(mine, entry.value)
+            if entry is not None and entry.value.get("alone", False) == claim["alone"]:
+                return entry
+            with suppress(Conflict):  # another node came first: the error names it
+                self._journal.write(Put(mine, claim, revision=entry.revision if entry else 0), durable=True)
+                return entry
 
     def give_back(self, volume_id: str) -> None:
         """This node has it no more; to repeat it does nothing."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from attrs import asdict
 
 from volkit.errors import AlreadyExists, Ambiguous, InvalidArgument, VolkitError
-from volkit.journal import Delete, Journal, Put, key
+from volkit.journal import Conflict, Delete, Entry, Journal, Put, key
 from volkit.journal.records import parts
 from volkit.redaction import named_secrets
 from volkit.wanted import Asked
@@ -43,15 +43,17 @@ class Creations:
         journal.write(Put(draft, record), durable=True)
 
         def made(volume_id: str) -> None:
-            entry = journal.get(key("asked", volume_id))
-            if entry is None or entry.value.get("removing"):
-                revision = entry.revision if entry else 0
-                kept = Put(key("asked", volume_id), record, revision=revision)
-                journal.write(kept, Delete(draft), durable=True)
-            elif different := _different(self.asked(volume_id), asked):
+            kept = key("asked", volume_id)
+            while (entry := journal.get(kept)) is None or entry.value.get("removing"):
+                with suppress(Conflict):  # another call for this name came first: look what it kept
+                    revision = entry.revision if entry else 0
+                    journal.write(Put(kept, record, revision=revision), Delete(draft), durable=True)
+                    return
+            if different := _different(_asked(entry), asked):
                 raise AlreadyExists(
                     f"volume {name!r} was made with another {different}: remove it, or choose another name"
                 )
+            journal.write(Delete(draft), durable=False)
 
         try:
             yield made
@@ -70,27 +72,27 @@ class Creations:
         """While a volume is removed: what was asked for is void at the end, also where this process dies meanwhile, and
         the storage gives its id to another volume.
         """
-        asked_key = key("asked", volume_id)
-        entry = self._journal.get(asked_key)
+        journal, draft, asked_key = self._journal, key("asked-of", name), key("asked", volume_id)
+        entry = journal.get(asked_key)
         if entry is not None:
-            self._journal.write(Put(asked_key, {**entry.value, "removing": True}), durable=True)
+            journal.write(Put(asked_key, {**entry.value, "removing": True}), durable=True)
+        marked = entry and journal.get(asked_key)
         try:
             yield
         except VolkitError as error:
-            if entry is not None and not isinstance(error, Ambiguous):
-                self._journal.write(Put(asked_key, entry.value), durable=False)
+            if entry and marked and not isinstance(error, Ambiguous):
+                with suppress(Conflict):
+                    journal.write(Put(asked_key, entry.value, revision=marked.revision), durable=False)
             raise
-        self.forget(name, volume_id)
+        with suppress(Conflict):  # somebody made it anew meanwhile: what he asked for stays
+            gone = [Delete(asked_key, revision=marked.revision)] if marked else []
+            journal.write(*gone, Delete(draft), durable=False)
 
     def asked(self, volume_id: str, name: str = "") -> Asked:
         """What was asked for; the defaults for a volume that nobody made here."""
         journal = self._journal
-        entry = journal.get(key("asked", volume_id)) or (journal.get(key("asked-of", name)) if name else None)
-        record = entry.value if entry else {}
-        return Asked(
-            fs_type=record.get("fs_type", ""),
-            mount_flags=tuple(record.get("mount_flags", ())),
-            readonly=record.get("readonly", False),
+        return _asked(
+            journal.get(key("asked", volume_id)) or (journal.get(key("asked-of", name)) if name else None)
         )
 
     def created(self, volume_id: str) -> str:
@@ -107,13 +109,20 @@ class Creations:
             return {parts(entry.key)[1]: str(entry.value.get("created", "")) for entry in found}
         return {}
 
-    def forget(self, name: str, volume_id: str = "") -> None:
-        """The volume is removed; without an id, by somebody who did not come to the end of it."""
+    def forget(self, name: str) -> None:
+        """The volume is removed, by somebody who did not come to the end of it."""
         journal = self._journal
-        keys = [key("asked-of", name), key("asked", volume_id)]
-        if not volume_id:
-            keys[1:] = [one.key for one in journal.scan(key("asked", "")) if one.value.get("name") == name]
-        journal.write(*map(Delete, keys), durable=False)
+        kept = [one.key for one in journal.scan(key("asked", "")) if one.value.get("name") == name]
+        journal.write(*map(Delete, (key("asked-of", name), *kept)), durable=False)
+
+
+def _asked(entry: Entry | None) -> Asked:
+    record = entry.value if entry else {}
+    return Asked(
+        fs_type=record.get("fs_type", ""),
+        mount_flags=tuple(record.get("mount_flags", ())),
+        readonly=record.get("readonly", False),
+    )
 
 
 def _different(before: Asked, asked: Asked) -> str:

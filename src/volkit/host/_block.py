@@ -7,12 +7,15 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from volkit.errors import InvalidArgument, NotFound
+from volkit.errors import InUse, InvalidArgument, NotFound
 from volkit.host._syscalls import encoded, refusal
+
+T = TypeVar("T")
 
 SYSFS: Final = "/sys"
 
@@ -40,7 +43,16 @@ _ATTRIBUTES: Final = {
 
 @contextmanager
 def opened(device: str, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A descriptor of the block device behind `device`, which may be a symbolic link.
+    """A descriptor of the block device behind `device`, which may be a symbolic link: see `open_device`."""
+    descriptor = open_device(device, flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def open_device(device: str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor, for the caller to close.
 
     Raises NotFound where nothing is there or no device is behind the node, InvalidArgument for what is no
     block device, and what the kernel's reason amounts to (InUse with O_EXCL on a device in use, Unavailable
@@ -58,12 +70,29 @@ def opened(device: str, flags: int = os.O_RDONLY) -> Iterator[int]:
         if error.errno in GONE:
             raise NotFound(f"no device is behind {device}: {os.strerror(error.errno or 0)}") from error
         raise refusal(error, f"cannot open device {device}") from error
-    try:
-        if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
-            raise InvalidArgument(f"{device} was replaced by something that is not a block device")
-        yield descriptor
-    finally:
+    if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise InvalidArgument(f"{device} was replaced by something that is not a block device")
+    return descriptor
+
+
+def when_unused(
+    device: str, device_number: tuple[int, int], act: Callable[[int], T], *, wait: float, refused: str
+) -> T:
+    """Calls `act` with flags that open the device exclusively, until that is not refused with InUse.
+
+    A moment, `wait` seconds at most, is given to who holds it and has no mount of it here: a killed process' mount
+    that the kernel still takes down, or the copies of all mounts of a container that just starts. Raises InUse with who
+    it is, and the words `refused`.
+    """
+    end = time.monotonic() + wait
+    while True:
+        try:
+            return act(os.O_RDONLY | os.O_EXCL)
+        except InUse as busy:
+            if users(device_number) or time.monotonic() > end:
+                raise InUse(f"{device} is in use{users(device_number, everywhere=True)}{refused}") from busy
+            time.sleep(0.02)
 
 
 def kind_of_file(mode: int) -> str:

@@ -11,10 +11,10 @@ from volkit.host._mount_table import mounts
 _SECONDS = 0.2
 
 
-def holders(target: str, *, limit: int = 3) -> list[str]:
+def holders(target: str, *, limit: int = 3, children: bool = True) -> list[str]:
     """Up to `limit` phrases such as "pid 812 (bash)" or "a mount at /x/y". Empty where nobody is found:
     processes of other mount namespaces and users of the device itself cannot be seen from here. Reads links
-    only, so that a hung file system is not touched, and gives up after 0.2 s.
+    only, so that a hung file system is not touched, and gives up after 0.2 s. `children`: also this process' own.
     """
     found = [
         f"a mount at {mount.mount_point}" for mount in mounts(under=target) if mount.mount_point != target
@@ -23,9 +23,18 @@ def holders(target: str, *, limit: int = 3) -> list[str]:
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         if len(found) >= limit or time.monotonic() > until:
             break
-        if any(link == target or link.startswith(target + "/") for link in _links(pid)):
+        holds = any(link == target or link.startswith(target + "/") for link in _links(pid))
+        if holds and (children or _parent(pid) != os.getpid()):
             found.append(f"pid {pid} ({process_name(pid)})")
     return found[:limit]
+
+
+def _parent(pid: str) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _links(pid: str) -> Iterator[str]:

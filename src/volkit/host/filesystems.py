@@ -13,11 +13,9 @@ sufficient.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import struct
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Final
@@ -150,22 +148,14 @@ def _require_blank(found: Probe, device: str, fs_type: str, over_partial: bool) 
 
 
 def _require_unused(descriptor: int, device: str, refused: str) -> None:
-    """A moment is waited for who holds the device and cannot be seen: a process that was killed with it in its hands,
-    whose mount the kernel still takes down. Raises InUse.
-    """
-    end = time.monotonic() + _LET_GO_SECONDS
-    while True:
-        try:
-            with process.starting:
-                os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-        except OSError as error:
-            number = _block.number(descriptor)
-            if _block.users(number) or error.errno != errno.EBUSY or time.monotonic() > end:
-                users = _block.users(number, everywhere=True)
-                raise refusal(error, f"{device} is in use{users}, {refused}") from error
-            time.sleep(0.02)
-        else:
-            return
+    """Raises InUse."""
+
+    def look(flags: int) -> None:
+        with process.starting:
+            os.close(_block.open_device(device, flags))
+
+    number = _block.number(descriptor)
+    _block.when_unused(device, number, look, wait=_LET_GO_SECONDS, refused=f", {refused}")
 
 
 @cache

@@ -209,8 +209,8 @@ def detach(device: str, *, expect: Mapping[str, str] | None = None, timeout: flo
     describes (as `devices.read_identity` does, such as `LoopStatus.identity`): its number went to another
     file since.
 
-    Raises InUse, with the device as it was, while it is mounted, claimed, or kept open by somebody for longer
-    than `timeout` seconds: the kernel would detach it whenever they close it (LOOP_CLR_FD, loop(4)), which
+    Raises InUse, with the device as it was, while it is mounted, and where somebody claims it or keeps it open for
+    longer than `timeout` seconds: the kernel would detach it whenever they close it (LOOP_CLR_FD, loop(4)), which
     nobody sees.
     """
     try:
@@ -218,24 +218,27 @@ def detach(device: str, *, expect: Mapping[str, str] | None = None, timeout: flo
         with _block.opened(device) as descriptor:
             if not _attached_as_expected(descriptor, device, expect):
                 return False
+            number = _block.number(descriptor)
         # exclusive: what is mounted is refused untouched, and nobody can mount it from here on
-        with _block.opened(device, os.O_RDONLY | os.O_EXCL) as descriptor:
+        with _opened_alone(device, number, timeout) as descriptor:
             if not _attached_as_expected(descriptor, device, expect):
                 return False
-            place = _block.sysfs(_block.number(descriptor))
             was_read_only = _block.read_only(descriptor)
             if was_read_only:  # or the number stays so for the next file, whoever attaches it
                 _block.set_read_only(descriptor, device, False)
             fcntl.ioctl(descriptor, _CLR_FD)
     except NotFound:
         return False
-    except InUse as busy:
-        return _refuse_busy(device, expect, busy)
+    except InUse:
+        with _block.opened(device) as descriptor:
+            if not _attached_as_expected(descriptor, device, expect):
+                return False
+        raise
     except OSError as error:
         if error.errno == errno.ENXIO:  # somebody else's detach came first
             return False
         raise refusal(error, f"cannot detach {device}") from error
-    if not _detached(place, time.monotonic() + timeout):
+    if not _detached(_block.sysfs(number), time.monotonic() + timeout):
         _keep_attached(device, was_read_only)
         raise InUse(f"{device} is kept open by a program; stop it, then repeat the call")
     return True
@@ -250,13 +253,19 @@ def _attached_as_expected(descriptor: int, device: str, expect: Mapping[str, str
     return not expect or not _block.differences(_block.identity(descriptor, expect), expect)
 
 
-def _refuse_busy(device: str, expect: Mapping[str, str] | None, busy: InUse) -> bool:
-    """Raises InUse with what uses the device; returns False where it is not the expected one anyway."""
-    with _block.opened(device) as descriptor:
-        if not _attached_as_expected(descriptor, device, expect):
-            return False
-        users = _block.users(_block.number(descriptor), everywhere=True)
-    raise InUse(f"{device} is in use{users}; unmount or close it first") from busy
+@contextmanager
+def _opened_alone(device: str, number: tuple[int, int], timeout: float) -> Iterator[int]:
+    descriptor = _block.when_unused(
+        device,
+        number,
+        lambda flags: _block.open_device(device, flags),
+        wait=timeout,
+        refused="; unmount or close it first",
+    )
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _detached(place: str, end: float) -> bool:

@@ -76,6 +76,7 @@ _mount_setattr: Final = system_call(442, _int, _text, _uint, _text, ctypes.c_siz
 _NOT_MOUNTED: Final = frozenset({errno.EINVAL, errno.ENOENT, errno.ENOTDIR}) | CORRUPTED
 _STACK_LIMIT: Final = 200_000
 _BUSY_PAUSES: Final = (0.005, 0.02)
+_UNSEEN_SECONDS: Final = 1.0
 
 _PROPAGATION: Final = {
     "private": words.MS_PRIVATE,
@@ -189,8 +190,6 @@ def unmount(target: str, *, lazy: bool = False) -> bool:
             if number in CORRUPTED:
                 raise refusal(OSError(number, ""), f"cannot reach {target}, which is mounted")
             raise FailedPrecondition(f"{target} is mounted, and this mount namespace may not unmount it")
-        if number == errno.EBUSY:
-            raise _busy(target)
         if number:
             raise refusal(OSError(number, ""), f"cannot unmount {target}")
     raise FailedPrecondition(
@@ -342,8 +341,6 @@ def attach(tree: int, target: str) -> None:
 def unmount_top(target: str, *, lazy: bool = False) -> None:
     """Remove the topmost mount at `target` alone; nothing where none is. Raises InUse."""
     number = _unmount_top(encoded_place(target), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
-    if number == errno.EBUSY:
-        raise _busy(target)
     if number and number not in _NOT_MOUNTED:
         raise refusal(OSError(number, ""), f"cannot unmount {target}")
 
@@ -377,23 +374,29 @@ def _bind_and_remount(source: str | int, target: str, wanted: list[str]) -> None
 
 
 def _unmount_top(path: bytes, flags: int) -> int:
-    """One umount2: 0 or its errno. Who is just leaving, such as a process being reaped, gets a moment."""
-    for pause in (*_BUSY_PAUSES, 0):
-        if _umount2(path, flags) == 0:
-            return 0
+    """One umount2: 0 or its errno. Who is just leaving, such as a process being reaped, gets a moment. A longer one
+    gets who cannot be seen, since mostly he left while he was looked for, and a child of this process: until it
+    executes, it has a copy of every descriptor. Raises InUse.
+    """
+    from volkit.host._holders import holders
+
+    target = os.fsdecode(path)
+    pauses, end = iter(_BUSY_PAUSES), time.monotonic() + _UNSEEN_SECONDS
+    while _umount2(path, flags) != 0:
         number = ctypes.get_errno()
         if number != errno.EBUSY:
             return number
+        if not (pause := next(pauses, 0.0)):
+            found = holders(target, children=False)
+            if found or time.monotonic() > end:
+                by = (
+                    ", ".join(found or holders(target))
+                    or "a process or a mount that cannot be seen from here"
+                )
+                raise InUse(f"cannot unmount {target}: it is used by {by}")
+            pause = _BUSY_PAUSES[-1]
         time.sleep(pause)
-    return errno.EBUSY
-
-
-def _busy(target: str) -> InUse:
-    from volkit.host._holders import holders
-
-    found = holders(target)
-    by = ", ".join(found) or "a process or a mount that cannot be seen from here"
-    return InUse(f"cannot unmount {target}: it is used by {by}")
+    return 0
 
 
 def _refused(sentence: str) -> VolkitError:

@@ -177,7 +177,7 @@ def test_creates_of_one_name_at_once_make_one(plugin: Plugin) -> None:
         one.start()
     for one in threads:
         one.join()
-    assert {status for status, _ in answers} == {200}
+    assert [answer for status, answer in answers if status != 200] == []
     assert len(plugin.ok("VolumeDriver.List")["Volumes"]) == 1
 
 

@@ -323,8 +323,26 @@ def test_the_file_system_that_was_asked_for(disk: World, fs_type: str) -> None:
     assert here is not None
     assert here.fs_type == fs_type
     assert "noatime" in here.options
+    assert os.listdir(disk.staging) == []
     disk.stage(Capability(fs_type=fs_type, mount_flags=("noatime",)))
     assert disk.mounted() == [disk.staging]
+
+
+def test_an_ext_file_system_does_without_lost_found(disk: World) -> None:
+    """It is repaired and grows as ever; what somebody has in it, or beside it, stays."""
+    image = disk.image(16)
+    disk.stage(Capability(fs_type="ext4"))
+    os.mkdir(f"{disk.staging}/orphan")
+    Path(f"{disk.staging}/orphan/file").write_text("kept")
+    disk.unstage()
+    subprocess.run(["debugfs", "-w", "-R", "unlink orphan", image], check=True, capture_output=True)
+    assert subprocess.run(["e2fsck", "-fy", image], check=False, capture_output=True).returncode == 1
+    disk.stage(volume_context={})
+    assert os.listdir(disk.staging) == ["lost+found"]
+    (found,) = Path(disk.staging, "lost+found").iterdir()
+    assert (found / "file").read_text() == "kept"
+    disk.unstage()
+    assert subprocess.run(["e2fsck", "-fn", image], check=False, capture_output=True).returncode == 0
 
 
 def test_other_mount_flags_are_refused(any_world: tuple[World, Capability]) -> None:

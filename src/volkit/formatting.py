@@ -92,7 +92,7 @@ def mount_device(
     connection: BlockConnection, path: str, fs_type: str, flags: Sequence[str], *, read_only: bool
 ) -> None:
     """Mount, and let the file system fill a device that has grown: before the mount where its type can, since
-    growing a mounted ext4 takes CAP_SYS_RESOURCE.
+    growing a mounted ext4 takes CAP_SYS_RESOURCE. A new one is empty.
     """
     device = connection.device
     offline = filesystems.supported(fs_type).grow_unmounted is not None
@@ -102,3 +102,5 @@ def mount_device(
     apart.reach(connection, mounts.mount, device, path, fs_type, options)
     if not offline and not read_only:
         filesystems.grow(device, fs_type, path)
+    if not read_only and fs_type.startswith("ext"):
+        apart.reach(connection, filesystems.remove_lost_found, path)

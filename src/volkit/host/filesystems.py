@@ -17,6 +17,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Final
 
@@ -36,7 +37,7 @@ from volkit.model import Usage, Value
 
 __all__ = [
     "SUPPORTED", "FileSystem", "Probe", "State", "Unreadable", "check", "grow", "make", "mount_options",
-    "needs_growth", "probe", "size", "supported", "usage",
+    "needs_growth", "probe", "remove_lost_found", "size", "supported", "usage",
 ]  # fmt: skip
 
 MIB: Final = 1 << 20
@@ -358,6 +359,16 @@ def _statvfs(path: str) -> os.statvfs_result:
         return os.statvfs(encoded(path))
     except OSError as error:
         raise refusal(error, f"cannot read the usage of {path}") from error
+
+
+def remove_lost_found(mount_point: str) -> None:
+    """Takes away the lost+found of an ext file system that has nothing else in it: only in an empty directory does a
+    database begin, and only into one does Docker copy what an image has there. e2fsck makes it again where it needs it
+    (e2fsck/pass3.c).
+    """
+    with suppress(OSError):  # it may stay
+        if os.listdir(mount_point) == ["lost+found"]:
+            os.rmdir(f"{mount_point}/lost+found")
 
 
 def mount_options(fs_type: str, *, read_only: bool = False) -> tuple[str, ...]:

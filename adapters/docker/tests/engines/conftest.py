@@ -24,6 +24,22 @@ import pytest
 from volkit.host import loop, mounts
 
 PATIENCE = 60.0
+APPLETS = (
+    "sh",
+    "cat",
+    "chmod",
+    "chown",
+    "dd",
+    "echo",
+    "grep",
+    "ls",
+    "mkdir",
+    "mount",
+    "rm",
+    "sleep",
+    "stat",
+    "touch",
+)
 
 
 class Connection(http.client.HTTPConnection):
@@ -229,7 +245,7 @@ class Docker:
         data = io.BytesIO()
         with tarfile.open(fileobj=data, mode="w") as tar:
             tar.add(busybox, "bin/busybox")
-            for name in ("sh", "cat", "sleep", "echo", "mount", "grep", "touch", "dd", "ls", "rm"):
+            for name in APPLETS:
                 link = tarfile.TarInfo(f"bin/{name}")
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(link)

@@ -55,6 +55,19 @@ def test_data_outlives_its_containers(docker: Docker, plugin: Plugin) -> None:
     assert plugin.ok("VolumeDriver.List")["Volumes"] == []
 
 
+def test_a_new_volume_gets_what_the_image_has_there(docker: Docker, plugin: Plugin) -> None:
+    """And its owner, as a database's image counts on: a volume with lost+found in it got nothing."""
+    make = "mkdir /data && echo image > /data/file && chown -R 999:999 /data && chmod 700 /data"
+    docker.ok("run", "--name", "made", "--network", "none", "bb:1", "sh", "-c", make)
+    docker.ok("commit", "made", "filled:1")
+    docker.ok("volume", "create", "-d", plugin.name, "-o", "size=16Mi", "v1")
+    run = ("run", "--rm", "--network", "none", "-v", "v1:/data", "--user", "999:999", "filled:1")
+    assert docker.ok(*run, "sh", "-c", "cat /data/file && echo used > /data/file") == "image"
+    assert docker.ok(*run, "sh", "-c", "cat /data/file && stat -c %u:%a /data") == "used\n999:700"
+    docker.ok("rm", "made")
+    docker.ok("volume", "rm", "v1")
+
+
 def test_cp_on_a_running_container_takes_nothing_away(docker: Docker, plugin: Plugin) -> None:
     docker.ok("volume", "create", "-d", plugin.name, "-o", "size=16Mi", "v1")
     docker.ok("run", "-d", "--name", "one", "--network", "none", "-v", "v1:/data", "bb:1", "sleep", "1000")

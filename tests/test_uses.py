@@ -272,7 +272,8 @@ def test_who_has_ended_and_still_has_it_keeps_it_from_being_removed(host: Host, 
     place.mkdir()
     with inside(path, place) as container:
         host.uses.end(volume.id, "a", CALL)
-        with pytest.raises(InUse, match="is used by somebody who said to have ended"):
+        seen = rf"is used by somebody who said to have ended, seen as pid {container.pid} \(sleep\)"
+        with pytest.raises(InUse, match=seen):
             host.remove(volume)
         container.kill()
     host.remove(volume)

@@ -153,8 +153,9 @@ class Uses:
         starting = told and self._may_be_starting(volume_id, record)
         if starting or self._held_for_long(volume_id, record):
             who = ", ".join(sorted(record["holders"])) or "somebody who said to have ended"
+            seen = ", ".join(namespaces.name_holders(record["path"], copies=_copies(record)))
             wait = f"; if it is gone, repeat this in {GRACE_SECONDS:.0f} s" if starting else ""
-            raise InUse(f"volume {record['name']!r} is used by {who}{wait}")
+            raise InUse(f"volume {record['name']!r} is used by {who}{f', seen as {seen}' if seen else wait}")
         self._down(volume_id, record, call)
 
     @contextmanager

@@ -9,7 +9,7 @@ namespaces.count_holders("/var/lib/acme/mounts/v1", taken)  # how many container
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -95,14 +95,30 @@ def count_holders(path: str, elsewhere: Elsewhere, *, copies: Sequence[str] = ()
     here = mount_at(path)
     if here is None:
         return 0
+    return sum(_has(mounts, here, copies) for mounts in elsewhere.get(here.device, ()))
+
+
+def name_holders(path: str, *, copies: Sequence[str] = (), limit: int = 3) -> list[str]:
+    """One process of each mount namespace that `count_holders` counts, as "pid 812 (bash)"; up to `limit`."""
+    here = mount_at(path)
+    if here is None:
+        return []
+    found = (
+        f"pid {pid} ({process_name(pid)})"
+        for pid, table in _tables(threads=True)
+        if _has(table, here, copies)
+    )
+    return list(islice(found, limit))
+
+
+def _has(table: Iterable[Mount], here: Mount, copies: Sequence[str]) -> bool:
+    """Is what `here` mounts in a table, and not only as a copy of it?"""
     root, own = here.root.rstrip("/"), tuple(copies)
-    return sum(
-        any(
-            (mount.root == here.root or mount.root.startswith(f"{root}/"))
-            and not (own and mount.mount_point.endswith(own))
-            for mount in mounts
-        )
-        for mounts in elsewhere.get(here.device, ())
+    return any(
+        mount.device == here.device
+        and (mount.root == here.root or mount.root.startswith(f"{root}/"))
+        and not (own and mount.mount_point.endswith(own))
+        for mount in table
     )
 
 

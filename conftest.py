@@ -10,11 +10,14 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,31 @@ def _own_logging() -> Iterator[None]:
     yield
     root.handlers[:] = [one for one in root.handlers if one in before]
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """TCP ports of this machine for servers that are told theirs. None is one that the kernel gives to others, as to
+    every connection that begins: one of those may be taken again before the server has it, or while it starts anew.
+    """
+    given: set[int] = set()
+
+    def free(number: int) -> list[int]:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+        below = [port for port in range(max(1025, first - 12_000), first) if port not in given]
+        found: list[int] = []
+        for port in random.SystemRandom().sample(
+            below, len(below)
+        ):  # another worker of pytest-xdist looks too
+            if len(found) == number:
+                break
+            with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                found.append(port)
+        assert len(found) == number, "no port is free"
+        given.update(found)
+        return found
+
+    return free
 
 
 Things = dict[str, str]  # what is on the host: a mount point or a loop device, and its source or backing file

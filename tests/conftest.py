@@ -4,18 +4,19 @@ file system that hangs.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,11 @@ settings.load_profile("volkit")
 
 
 class Cluster:
-    """Three members with data below `directory`; each can be killed, paused, resumed and started again."""
+    """Three members on six `ports`, with data below `directory`; each can be killed, paused and started again."""
 
-    def __init__(self, directory: Path, *, tls: Path | None = None) -> None:
+    def __init__(self, directory: Path, ports: list[int], *, tls: Path | None = None) -> None:
         self.directory = directory
         self.tls = tls
-        ports = free_ports(6)
         self.clients, self.peers = ports[:3], ports[3:]
         self.members: list[subprocess.Popen[bytes] | None] = [None] * 3
 
@@ -82,7 +82,7 @@ class Cluster:
         member = self.members[number]
         assert member is not None
         member.kill()
-        member.wait(10)
+        member.wait(60)
         self.members[number] = None
 
     def pause(self, *which: int) -> None:
@@ -104,7 +104,7 @@ class Cluster:
         self.wait()
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while any(self.etcdctl("endpoint", "health", endpoint=n).returncode for n in range(3)):
             assert time.monotonic() < deadline, "the cluster does not come up: see its logs"
             time.sleep(0.1)
@@ -120,17 +120,19 @@ class Cluster:
             env={**os.environ, "ETCDCTL_API": "3"},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
 
     def leader(self) -> int:
-        """The number of the member that leads."""
-        for number in range(3):
-            said = self.etcdctl("endpoint", "status", "-w", "fields", endpoint=number).stdout
-            fields = dict(line.split(" : ", 1) for line in said.splitlines() if " : " in line)
-            if fields and fields['"MemberID"'] == fields['"Leader"']:
-                return number
+        """The number of the member that leads; it may be about to change."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for number in range(3):
+                said = self.etcdctl("endpoint", "status", "-w", "fields", endpoint=number).stdout
+                fields = dict(line.split(" : ", 1) for line in said.splitlines() if " : " in line)
+                if fields and fields['"MemberID"'] == fields['"Leader"']:
+                    return number
         raise AssertionError("nobody leads")
 
     def close(self) -> None:
@@ -138,16 +140,8 @@ class Cluster:
             with suppress(ProcessLookupError):
                 member.send_signal(signal.SIGCONT)
                 member.kill()
-            member.wait(10)
+            member.wait(60)
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def free_ports(number: int) -> list[int]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [int(one.getsockname()[1]) for one in taken]
-    for one in taken:
-        one.close()
-    return ports
 
 
 @pytest.fixture
@@ -176,9 +170,25 @@ def hung(tmp_path: Path) -> Iterator[str]:
         yield target
     finally:
         subprocess.run(["umount", "-f", target], check=False, capture_output=True)  # wakes up who waits
-        server.join(20)
+        server.join(60)
         os.close(device)
         mounts.unmount(target, lazy=True)
+
+
+@pytest.fixture
+def unattached() -> Iterator[str]:
+    """A loop device without a file that stays so: whoever attaches one is given the lowest that is free."""
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    number = next(
+        one for one in count(3000 + os.getpid() % 1000) if not Path(f"/sys/block/loop{one}").exists()
+    )
+    try:
+        fcntl.ioctl(control, 0x4C80, number)  # LOOP_CTL_ADD
+        yield f"/dev/loop{number}"
+    finally:
+        with suppress(OSError):
+            fcntl.ioctl(control, 0x4C81, number)  # LOOP_CTL_REMOVE
+        os.close(control)
 
 
 @pytest.fixture(autouse=True)
@@ -190,8 +200,10 @@ def _no_helper_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def running_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("etcd"))
+def running_etcd(
+    tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]
+) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("etcd"), free_ports(6))
     try:
         cluster.start()
         cluster.wait()

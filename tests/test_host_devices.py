@@ -44,7 +44,7 @@ def listen_to_udev(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     had_state = os.path.exists("/run/udev")
     daemon = subprocess.Popen([UDEVD], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not os.path.exists(devices.UDEV_CONTROL):
             assert daemon.poll() is None
             assert time.monotonic() < end
@@ -53,7 +53,7 @@ def listen_to_udev(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     finally:
         subprocess.run(["udevadm", "settle", "--timeout=5"], check=False)
         daemon.terminate()
-        daemon.wait(10)
+        daemon.wait(60)
         Path(devices.UDEV_CONTROL).unlink(missing_ok=True)
         if not had_state:
             shutil.rmtree("/run/udev", ignore_errors=True)
@@ -208,8 +208,10 @@ def test_a_node_without_a_device_is_not_found(tmp_path: Path) -> None:
 
 def test_size_follows_the_device(image: str, device: str) -> None:
     assert devices.size(device) == 4 * MIB
-    loop.detach(device)
-    assert devices.size(device) == 0
+
+
+def test_what_is_not_attached_has_no_size(unattached: str) -> None:
+    assert devices.size(unattached) == 0
 
 
 def test_read_only_is_set_and_taken_back(device: str) -> None:
@@ -250,7 +252,7 @@ def test_waits_until_a_device_appears(
     identity = {"backing_inode": f"{about.st_dev}:{about.st_ino}"}
 
     later(lambda: link.symlink_to(loop.attach(image)))
-    found = devices.wait_for(str(link), identity=identity, timeout=10)
+    found = devices.wait_for(str(link), identity=identity, timeout=60)
 
     assert [found] == loop.find(image)
 
@@ -268,7 +270,7 @@ def test_waits_until_a_device_has_grown(
 ) -> None:
     os.truncate(image, 8 * MIB)
     later(lambda: loop.resize(device))
-    assert devices.wait_for_size(device, 8 * MIB, timeout=10) == 8 * MIB
+    assert devices.wait_for_size(device, 8 * MIB, timeout=60) == 8 * MIB
 
 
 def test_says_what_size_it_saw(source: str, device: str) -> None:
@@ -277,14 +279,16 @@ def test_says_what_size_it_saw(source: str, device: str) -> None:
 
 
 def test_waits_until_a_device_is_gone(
-    source: str, device: str, later: Callable[[Callable[[], object]], None]
+    source: str, image: str, device: str, later: Callable[[Callable[[], object]], None]
 ) -> None:
+    identity = {"backing_inode": devices.read_identity(device)["backing_inode"]}  # or it is another's already
     later(lambda: loop.detach(device))
-    devices.wait_gone(device, timeout=10)
-    assert devices.size(device) == 0
+    devices.wait_gone(device, identity=identity, timeout=60)
+    assert loop.find(image) == []
 
 
-def test_gone_is_also_absent_and_another_device(device: str) -> None:
+def test_gone_is_also_unattached_absent_and_another_device(device: str, unattached: str) -> None:
+    devices.wait_gone(unattached, timeout=0)
     devices.wait_gone("/dev/absent", timeout=0)
     devices.wait_gone(device, identity={"backing_inode": "1:2"}, timeout=0)
     with pytest.raises(DeadlineExceeded, match="still there"):
@@ -293,28 +297,21 @@ def test_gone_is_also_absent_and_another_device(device: str) -> None:
 
 def test_an_event_wakes_at_once(image: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "UDEV_CONTROL", "/nowhere")
-    monkeypatch.setattr(devices, "_LOOK_AGAIN", 30)
+    monkeypatch.setattr(devices, "_LOOK_AGAIN", 600)
     os.truncate(image, 8 * MIB)
-    grown: list[float] = []
-
-    def grow() -> None:
-        time.sleep(0.2)
-        loop.resize(device)
-        grown.append(time.monotonic())
-
-    thread = threading.Thread(target=grow)
-    thread.start()
-    devices.wait_for_size(device, 8 * MIB, timeout=20)
-    seen = time.monotonic()
-    thread.join()
-    assert seen - grown[0] < 0.5
+    growing = threading.Timer(0.2, loop.resize, [device])
+    growing.start()
+    begun = time.monotonic()
+    devices.wait_for_size(device, 8 * MIB, timeout=600)
+    assert time.monotonic() - begun < 300  # long before it would have looked again by itself
+    growing.join()
 
 
 def test_an_event_between_the_first_look_and_the_wait_is_not_lost(
     image: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "UDEV_CONTROL", "/nowhere")
-    monkeypatch.setattr(devices, "_LOOK_AGAIN", 30)
+    monkeypatch.setattr(devices, "_LOOK_AGAIN", 600)
     os.truncate(image, 8 * MIB)
     looks = 0
 
@@ -327,8 +324,8 @@ def test_an_event_between_the_first_look_and_the_wait_is_not_lost(
         return grown
 
     begun = time.monotonic()
-    assert devices.wait_until(look, "it did not grow", timeout=20)
-    assert time.monotonic() - begun < 5
+    assert devices.wait_until(look, "it did not grow", timeout=600)
+    assert time.monotonic() - begun < 300
 
 
 def test_wait_until_passes_on_what_the_look_raises() -> None:

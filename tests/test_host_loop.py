@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -154,35 +155,32 @@ def test_without_loop_control_it_says_what_to_do(tmp_path: Path, monkeypatch: py
         loop.attach(image(tmp_path))
 
 
-def test_a_missing_device_node_is_made(tmp_path: Path, attach: Attach) -> None:
-    device = attach(image(tmp_path))
-    loop.detach(device)
+def test_a_missing_device_node_is_made(
+    tmp_path: Path, unattached: str, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = unattached
     os.unlink(device)  # as in a container whose /dev is a copy
 
-    # others may take devices at the same time: go on until the one without a node is had
-    had = [attach(image(tmp_path, name=f"{number}.img")) for number in range(3)]
+    def ioctl(descriptor: int, request: int, *more: Any) -> Any:
+        if request == loop._CTL_GET_FREE:
+            return int(device.removeprefix("/dev/loop"))
+        return fcntl.ioctl(descriptor, request, *more)
 
-    assert device in had
+    monkeypatch.setattr(loop, "fcntl", SimpleNamespace(ioctl=ioctl))
+
+    assert attach(image(tmp_path)) == device
+
     assert stat.S_ISBLK(os.stat(device).st_mode)
     assert stat.S_IMODE(os.stat(device).st_mode) & 0o007 == 0
 
 
-def test_a_device_number_above_a_thousand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    control = os.open(loop.CONTROL, os.O_RDWR)
-    number = next(
-        one for one in count(1500 + os.getpid() % 1000) if not Path(f"/sys/block/loop{one}").exists()
-    )
-    fcntl.ioctl(control, 0x4C80, number)  # LOOP_CTL_ADD
-    device = f"/dev/loop{number}"
-    monkeypatch.setattr(loop, "_free_device", lambda control: device)
+def test_a_device_number_above_a_thousand(
+    tmp_path: Path, unattached: str, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_free_device", lambda control: unattached)
     path = image(tmp_path)
-    try:
-        assert loop.attach(path) == device
-        assert loop.find(path) == [device]
-        assert loop.detach(device)
-    finally:
-        fcntl.ioctl(control, 0x4C81, number)  # LOOP_CTL_REMOVE
-        os.close(control)
+    assert attach(path) == unattached
+    assert loop.find(path) == [unattached]
 
 
 ATTACHER = """
@@ -239,10 +237,18 @@ def test_a_lost_race_is_tried_again(tmp_path: Path, attach: Attach, monkeypatch:
 def test_detach_is_done_once_and_then_told(tmp_path: Path) -> None:
     path = image(tmp_path)
     device = loop.attach(path)
+    found = loop.status(device)
+    assert found is not None
     assert loop.detach(device)
-    assert loop.status(device) is None
     assert loop.find(path) == []
-    assert not loop.detach(device)
+    assert not loop.detach(device, expect=found.identity)  # it may be another file's by now
+    assert loop.find(path) == []
+
+
+def test_detach_and_status_of_what_is_not_attached(unattached: str) -> None:
+    assert loop.status(unattached) is None
+    assert not loop.detach(unattached)
+    assert loop.status("/dev/loop-absent") is None
     assert not loop.detach("/dev/loop-absent")
 
 
@@ -324,29 +330,31 @@ def test_detach_of_a_device_that_is_kept_open_is_refused_and_undone(tmp_path: Pa
 
 
 def test_detach_waits_for_who_looks_at_it_for_a_moment(tmp_path: Path, attach: Attach) -> None:
-    device = attach(image(tmp_path))
+    path = image(tmp_path)
+    device = attach(path)
     keeper = os.open(device, os.O_RDONLY)
     closer = threading.Timer(0.1, os.close, [keeper])
     closer.start()
     try:
-        assert loop.detach(device)
+        assert loop.detach(device, timeout=60)
     finally:
         closer.join()
-    assert loop.status(device) is None
+    assert loop.find(path) == []
 
 
 def test_detach_waits_for_who_has_it_exclusively_for_a_moment(tmp_path: Path, attach: Attach) -> None:
-    device = attach(image(tmp_path))
+    path = image(tmp_path)
+    device = attach(path)
     keeper = os.open(device, os.O_RDONLY | os.O_EXCL)
     with pytest.raises(InUse, match=f"{device} is in use; unmount"):
         loop.detach(device, timeout=0.05)
     closer = threading.Timer(0.1, os.close, [keeper])
     closer.start()
     try:
-        assert loop.detach(device)
+        assert loop.detach(device, timeout=60)
     finally:
         closer.join()
-    assert loop.status(device) is None
+    assert loop.find(path) == []
 
 
 def test_what_was_set_read_only_is_not_so_for_the_next_file(tmp_path: Path, attach: Attach) -> None:
@@ -364,19 +372,14 @@ def test_what_was_set_read_only_is_not_so_for_the_next_file(tmp_path: Path, atta
 
 
 def test_attach_makes_a_device_writable_that_was_left_read_only(
-    tmp_path: Path, attach: Attach, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, unattached: str, attach: Attach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    devices.set_read_only(unattached, True)
+    monkeypatch.setattr(loop, "_free_device", lambda control: unattached)
     device = attach(image(tmp_path))
-    devices.set_read_only(device, True)
-    subprocess.run(["losetup", "-d", device], check=True)
-    real, answers = loop._free_device, [device]
-    monkeypatch.setattr(loop, "_free_device", lambda control: answers.pop() if answers else real(control))
-    again = attach(image(tmp_path, name="next.img"))
-    with _block.opened(again) as descriptor:
-        assert not _block.read_only(descriptor)
+    assert device == unattached
     with _block.opened(device) as descriptor:
-        if again != device:
-            _block.set_read_only(descriptor, device, False)
+        assert not _block.read_only(descriptor)
 
 
 def test_resize_takes_over_the_size_of_the_file(tmp_path: Path, attach: Attach) -> None:
@@ -386,9 +389,11 @@ def test_resize_takes_over_the_size_of_the_file(tmp_path: Path, attach: Attach) 
     assert devices.size(device) == 4 * MIB
     assert loop.resize(device) == 6 * MIB
     assert devices.size(device) == 6 * MIB
-    loop.detach(device)
+
+
+def test_what_is_not_attached_cannot_be_resized(unattached: str) -> None:
     with pytest.raises(FailedPrecondition, match="attach it first"):
-        loop.resize(device)
+        loop.resize(unattached)
 
 
 def test_find_goes_by_the_inode(tmp_path: Path, attach: Attach) -> None:

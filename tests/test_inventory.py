@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
-import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from volkit import cli, inventory, status
 from volkit import requests as r
+from volkit.cli import volumes
 from volkit.cli.volumes import rounded
 from volkit.engine import Engine
 from volkit.errors import Unavailable
@@ -323,18 +325,40 @@ def test_volumes_of_a_pool_that_has_none(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_watching_ends_with_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
-    words = [sys.executable, "-m", "volkit.cli", "volumes", "--watch", "--backend", "loop"]
-    words += ["-o", f"pool={tmp_path}/pool", "--state-dir", f"{tmp_path}/state"]
-    watching = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "state/journal.db-wal").exists():
-        assert time.monotonic() < deadline
-        assert watching.poll() is None
-        time.sleep(0.05)
-    time.sleep(1)
-    watching.send_signal(2)
-    out, err = watching.communicate(timeout=60)
-    assert (watching.returncode, err) == (0, b""), out
+    # what is started in the background of a script ignores SIGINT, and so does what it starts
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from volkit.cli import main; raise SystemExit(main())"
+    words = ["volumes", "--watch", "--backend", "loop", "-o", f"pool={tmp_path}/pool"]
+    ours, theirs = os.openpty()
+    watching = subprocess.Popen(
+        [sys.executable, "-c", program, *words, "--state-dir", f"{tmp_path}/state"],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(theirs)
+    try:
+        seen = b""
+        while b"Volume" not in seen:
+            seen += os.read(ours, 1 << 16)
+        watching.send_signal(signal.SIGINT)
+        with suppress(OSError):  # EIO: the other end is closed
+            while os.read(ours, 1 << 16):
+                pass
+        _, err = watching.communicate(timeout=60)
+        assert (watching.returncode, err) == (0, b"")
+    finally:
+        watching.kill()
+        watching.communicate()
+        os.close(ours)
+
+
+def test_ctrl_c_ends_watching_also_at_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(engine: Engine) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inventory, "take", interrupted)
+    assert volumes._watch(None) == 0  # type: ignore[arg-type]
 
 
 def test_top_shows_what_runs(

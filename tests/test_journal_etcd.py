@@ -20,7 +20,7 @@ from volkit.journal.etcd_client import ATTEMPT_SECONDS, PATIENCE_SECONDS, Addres
 from volkit.locks import Locks
 
 Cluster = Any  # of conftest.py, which is no module to import
-WITHIN = PATIENCE_SECONDS + ATTEMPT_SECONDS + 1
+WITHIN = 3 * (PATIENCE_SECONDS + ATTEMPT_SECONDS)  # a busy machine adds to what is promised
 
 pytestmark = pytest.mark.needs("etcd", "etcdctl")
 
@@ -183,13 +183,14 @@ def test_a_damaged_record_is_quarantined_and_the_others_are_there(
     assert journal.get("quarantine/b") is not None
 
 
-def test_a_lease_is_one_holders_and_fences_its_writes(url: str, journal: EtcdJournal) -> None:
-    with closing(EtcdJournal(url)) as other:
+def test_a_lease_is_one_holders_and_fences_its_writes(etcd: Cluster) -> None:
+    url = etcd.url(ttl="4")
+    with closing(EtcdJournal(url)) as journal, closing(EtcdJournal(url)) as other:
         first = journal.lease("volume/v", wait=0)
         assert first is not None
         journal.write(Put("a", {"by": "first"}))
         assert other.lease("volume/v", wait=0.1) is None
-        time.sleep(3)  # longer than it lasts: it is renewed
+        time.sleep(5)  # longer than it lasts: it is renewed
         assert not first.lost
         assert other.lease("volume/v", wait=0) is None
         first.release()
@@ -208,7 +209,7 @@ def test_who_lost_a_lease_writes_nothing(
         first = journal.lease("volume/v", wait=0)
         assert first is not None
         journal._sessions._closed.set()
-        second = other.lease("volume/v", wait=6)
+        second = other.lease("volume/v", wait=60)
         assert second is not None
         assert first.lost
         for refuse in uses:
@@ -239,7 +240,7 @@ def test_a_lock_whose_release_fails_is_released_later(
         patch.setattr(journal._client, "call", away)
         lease.release()
     with closing(EtcdJournal(url)) as other:
-        again = other.lease("volume/v", wait=4)
+        again = other.lease("volume/v", wait=60)
         assert again is not None
         again.release()
 
@@ -337,10 +338,12 @@ def certificates(directory: Path) -> None:
 
 
 @pytest.mark.needs("openssl")
-def test_tls_and_authentication(etcd: Cluster, tmp_path: Path) -> None:
+def test_tls_and_authentication(
+    etcd: Cluster, tmp_path: Path, free_ports: Callable[[int], list[int]]
+) -> None:
     certificates(tmp_path)
     (tmp_path / "data").mkdir()
-    secured = type(etcd)(tmp_path / "data", tls=tmp_path)
+    secured = type(etcd)(tmp_path / "data", free_ports(6), tls=tmp_path)
     password = tmp_path / "password"
     password.write_text("hunter2\n")
     try:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from volkit.requests import CreateVolumeRequest, DeleteVolumeRequest, GetVolumeR
 Cluster = Any  # of conftest.py, which is no module to import
 
 pytestmark = pytest.mark.needs("etcd", "etcdctl")
+PATIENCE = 60.0
 
 REPLICA = '''
 """A controller of a storage that is a directory: a file per volume, named for its name where names are unique."""
@@ -82,9 +84,9 @@ for line in sys.stdin:
     try:
         if what == "create":
             request = CreateVolumeRequest(name=name, parameters={}, capabilities=(Capability(),))
-            answer = engine.run("create_volume", request, Call(wait=5)).id
+            answer = engine.run("create_volume", request, Call(wait=60)).id
         else:
-            answer = engine.run("delete_volume", DeleteVolumeRequest(volume_id=name), Call(wait=5))
+            answer = engine.run("delete_volume", DeleteVolumeRequest(volume_id=name), Call(wait=60))
         print(json.dumps({"ok": answer}), flush=True)
     except VolkitError as error:
         print(json.dumps({"error": type(error).__name__, "text": error.message}), flush=True)
@@ -127,11 +129,11 @@ Start = Callable[..., Replica]
 
 @pytest.fixture
 def start(etcd: Cluster, tmp_path: Path) -> Iterator[Start]:
-    url = etcd.url(ttl="2")
+    prefix = uuid.uuid4().hex
     running: list[Replica] = []
 
-    def start(unique: bool = True) -> Replica:
-        running.append(Replica(url, tmp_path, len(running), unique))
+    def start(unique: bool = True, ttl: str = "2") -> Replica:
+        running.append(Replica(etcd.url(prefix, ttl=ttl), tmp_path, len(running), unique))
         return running[-1]
 
     yield start
@@ -145,7 +147,7 @@ def volumes(place: Path) -> list[str]:
 
 def test_concurrent_creates_of_one_name_make_one_volume(start: Start, tmp_path: Path) -> None:
     """The storage would make two: it is the lease that keeps them apart."""
-    one, other = start(unique=False), start(unique=False)
+    one, other = (start(unique=False, ttl="60") for _ in range(2))  # no lease ends because a machine is slow
     for number in range(15):
         for replica in (one, other):
             replica.ask("create", f"pvc-{number}")
@@ -168,32 +170,32 @@ def stopped_in_the_middle(replica: Replica, place: Path, number: int) -> None:
     replica.process.send_signal(number)
 
 
-def created_by(replica: Replica, within: float) -> float:
-    """Repeat as an orchestrator does; the seconds that it took."""
+def created_by(replica: Replica) -> None:
+    """Repeat as an orchestrator does."""
     started = time.monotonic()
     while True:
         replica.ask("create", "pvc-1")
         answer = replica.answer()
         if answer == {"ok": "pvc-1"}:
-            return time.monotonic() - started
+            return
         assert answer["error"] in ("Aborted", "Unavailable"), answer
-        assert time.monotonic() - started < within, answer
+        assert time.monotonic() - started < PATIENCE, answer
 
 
 def test_a_killed_one_is_taken_over(start: Start, tmp_path: Path) -> None:
     one, other = start(), start()
     stopped_in_the_middle(one, tmp_path, signal.SIGKILL)
-    assert created_by(other, within=20) < 10
+    created_by(other)
     assert volumes(tmp_path) == ["pvc-1"]
 
 
 def test_a_paused_one_is_taken_over_and_changes_nothing_afterwards(start: Start, tmp_path: Path) -> None:
     one, other = start(), start()
     stopped_in_the_middle(one, tmp_path, signal.SIGSTOP)
-    created_by(other, within=20)
+    created_by(other)
     other.ask("delete", "pvc-1")
     assert other.answer() == {"ok": None}
-    created_by(other, within=5)
+    created_by(other)
     one.hold.unlink()
     one.process.send_signal(signal.SIGCONT)
     answer = one.answer()  # the storage refuses the second, the journal the record
@@ -207,14 +209,14 @@ def test_a_paused_one_is_taken_over_and_changes_nothing_afterwards(start: Start,
 def test_what_a_paused_one_makes_after_it_was_deleted_is_taken_back(start: Start, tmp_path: Path) -> None:
     one, other = start(), start()
     stopped_in_the_middle(one, tmp_path, signal.SIGSTOP)
-    created_by(other, within=20)
+    created_by(other)
     other.ask("delete", "pvc-1")
     assert other.answer() == {"ok": None}
     one.hold.unlink()
     one.process.send_signal(signal.SIGCONT)
     assert one.answer()["error"] == "Aborted"
     assert volumes(tmp_path) == []
-    created_by(other, within=5)
+    created_by(other)
     assert volumes(tmp_path) == ["pvc-1"]
 
 
@@ -235,7 +237,7 @@ def test_what_a_paused_one_makes_stays_where_another_one_waits_for_it(start: Sta
     one.process.send_signal(signal.SIGCONT)
     assert one.answer()["error"] == "Aborted"
     assert volumes(tmp_path) == ["pvc-1"]
-    created_by(third, within=20)
+    created_by(third)
     assert volumes(tmp_path) == ["pvc-1"]
 
 
@@ -246,8 +248,8 @@ def test_a_cut_majority_doubles_nothing(etcd: Cluster, start: Start, tmp_path: P
     assert one.answer()["error"] == "Unavailable"
     assert volumes(tmp_path) == []
     etcd.heal()
-    created_by(other, within=20)
-    created_by(one, within=20)
+    created_by(other)
+    created_by(one)
     assert volumes(tmp_path) == ["pvc-1"]
 
 

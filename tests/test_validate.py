@@ -180,7 +180,7 @@ def test_a_hostile_key_costs_no_time() -> None:
     begin = time.monotonic()
     for key in ("a." * 50_000, "-" * 100_000, "kubernetes.io." * 10_000):
         validate.split_metadata({key: ""})
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 20, "a pattern that goes back and forth would take minutes"
 
 
 @pytest.mark.parametrize("flag", ["dev", "context", "context=secret", "RO", "noexec,dev", " ro"])

@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,7 @@ from .orchestrator import MIB, Orchestrator, capability
 pytestmark = [pytest.mark.root, pytest.mark.needs("mkfs.ext4")]
 VOLKIT = Path(sys.executable).with_name("volkit")
 EXT4 = capability("ext4")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+FreePorts = Callable[[int], list[int]]
 
 
 @pytest.fixture
@@ -77,8 +73,10 @@ def volkit(driver: Driver, command: str, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_a_driver_is_seen_from_all_sides(drivers: Drivers, collector: tuple[int, list[bytes]]) -> None:
-    port, (traces, got) = free_port(), collector
+def test_a_driver_is_seen_from_all_sides(
+    drivers: Drivers, collector: tuple[int, list[bytes]], free_ports: FreePorts
+) -> None:
+    (port,), (traces, got) = free_ports(1), collector
     words = ["--metrics", f"127.0.0.1:{port}", "--traces", f"http://127.0.0.1:{traces}/v1/traces"]
     driver = drivers(arguments=[*words, "--log-format", "json"]).start()
     co = Orchestrator(driver.client, driver.home)
@@ -116,9 +114,11 @@ def test_a_driver_is_seen_from_all_sides(drivers: Drivers, collector: tuple[int,
 
 
 @pytest.mark.parametrize("command", ["volkit-csi", "volkit-docker", "volkit-flex"])
-def test_every_driver_that_goes_on_running_is_watched_alike(command: str, tmp_path: Path) -> None:
+def test_every_driver_that_goes_on_running_is_watched_alike(
+    command: str, tmp_path: Path, free_ports: FreePorts
+) -> None:
     (tmp_path / "pool").mkdir()
-    port, state = free_port(), tmp_path / "state"
+    (port,), state = free_ports(1), tmp_path / "state"
     own = {
         "volkit-csi": ["--endpoint", f"unix://{tmp_path}/csi.sock"],
         "volkit-docker": ["--socket", f"{tmp_path}/docker.sock"],

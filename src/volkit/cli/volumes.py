@@ -110,15 +110,16 @@ def _watch(engine: Engine) -> int:
 
     from volkit.inventory import take
 
-    inventory = take(engine)
+    inventory: Inventory | None = None
     try:
+        inventory = take(engine)
         with Live(table(inventory), auto_refresh=False, screen=sys.stdout.isatty()) as live:
             while True:
                 time.sleep(WATCH_SECONDS)
                 inventory = take(engine)
                 live.update(table(inventory), refresh=True)
     except KeyboardInterrupt:
-        return 1 if inventory.notes else 0
+        return 1 if inventory and inventory.notes else 0
 
 
 def table(inventory: Inventory) -> RenderableType:

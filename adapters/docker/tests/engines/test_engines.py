@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -201,11 +201,13 @@ def test_a_managed_plugin(docker: Docker, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("openssl")
-def test_docker_finds_a_plugin_behind_tls_by_its_spec(docker: Docker, tmp_path: Path) -> None:
+def test_docker_finds_a_plugin_behind_tls_by_its_spec(
+    docker: Docker, tmp_path: Path, free_ports: Callable[[int], list[int]]
+) -> None:
     certificates(tmp_path)
     (tmp_path / "pool").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
     name, specs = f"vt{os.getpid()}", Path("/etc/docker/plugins")
     words = ["--backend", "loop", "-o", f"pool={tmp_path}/pool", "--state-dir", f"{tmp_path}/state"]
     words += ["--name", name, "--tcp", address, "--spec-dir", str(specs)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +24,9 @@ LOOP = ("bb:1", "sh", "-c", "echo kept > /data/file; while :; do sleep 1; done")
 
 
 @pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[str]:
+def etcd(tmp_path: Path, free_ports: Callable[[int], list[int]]) -> Iterator[str]:
     """The journal's URL, on an etcd of one member."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        client, peer = (f"127.0.0.1:{each.getsockname()[1]}" for each in (one, two))
+    client, peer = (f"127.0.0.1:{port}" for port in free_ports(2))
     command = ["etcd", "--data-dir", str(tmp_path / "etcd"), "--initial-cluster", f"default=http://{peer}"]
     for side, address in (("client", client), ("peer", peer)):
         listen, advertise = (

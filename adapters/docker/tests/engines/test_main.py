@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,13 @@ def answer(context: ssl.SSLContext, port: int, request: bytes) -> bytes:
 
 
 @pytest.mark.needs("openssl")
-def test_tls_takes_only_clients_with_a_certificate(tmp_path: Path) -> None:
+def test_tls_takes_only_clients_with_a_certificate(
+    tmp_path: Path, free_ports: Callable[[int], list[int]]
+) -> None:
     certificates(tmp_path)
     engine = Engine(MemoryBackend, memory_settings(), state_dir=tmp_path / "state", node_id="n1")
     files = (str(tmp_path / "server.pem"), str(tmp_path / "server.key"), str(tmp_path / "ca.pem"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     server = Server(App(Service(engine, tmp_path / "mounts")), ("127.0.0.1", port), tls=files)
     server.start()
     server.serve_in_background()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,12 @@ from volkit.host import mounts
 
 from .servers import Rclone, Rgw, stop_programs
 
+FreePorts = Callable[[int], list[int]]
+
 
 @pytest.fixture(scope="session")
-def running_rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
-    server = Rgw(tmp_path_factory.mktemp("rgw"))
+def running_rgw(tmp_path_factory: pytest.TempPathFactory, free_ports: FreePorts) -> Iterator[Rgw]:
+    server = Rgw(tmp_path_factory.mktemp("rgw"), free_ports(3))
     yield server
     server.close()
 
@@ -27,10 +29,10 @@ def rgw(running_rgw: Rgw) -> Iterator[Rgw]:
 
 
 @pytest.fixture
-def rclone_server(tmp_path: Path) -> Iterator[Rclone]:
+def rclone_server(tmp_path: Path, free_ports: FreePorts) -> Iterator[Rclone]:
     home = tmp_path / "server"
     home.mkdir()
-    server = Rclone(home)
+    server = Rclone(home, *free_ports(1))
     server.start()
     yield server
     server.kill()

@@ -68,14 +68,6 @@ rgw gc processor max time = 60
 """
 
 
-def free_ports(number: int) -> list[int]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [int(one.getsockname()[1]) for one in taken]
-    for one in taken:
-        one.close()
-    return ports
-
-
 def wait_until(done: Callable[[], Any], what: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not done():
@@ -141,9 +133,9 @@ class Server:
 class Rclone(Server):
     """rclone's server of a directory: no tags, no versions, no policies."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, port: int) -> None:
         super().__init__(home)
-        (self.port,) = free_ports(1)
+        self.port = port
         self.data = home / "data"
         self.data.mkdir()
 
@@ -155,9 +147,9 @@ class Rclone(Server):
 class Rgw(Server):
     """Ceph's RADOS Gateway on one monitor and one OSD whose objects are in memory."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, ports: list[int]) -> None:
         super().__init__(home)
-        self.port, v1, v2 = free_ports(3)
+        self.port, v1, v2 = ports
         fsid = str(uuid.uuid4())
         self.conf = home / "ceph.conf"
         text = _CONF.format(fsid=fsid, home=home, v1=v1, v2=v2).format(port=self.port)

@@ -144,10 +144,19 @@ class Cluster:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class Hung(str):
+    """The path of a mount whose server says hello, has `taken` so many requests, and never answers."""
+
+    taken = 0
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # another process does not know this class
+
+
 @pytest.fixture
-def hung(tmp_path: Path) -> Iterator[str]:
-    """The path of a FUSE mount whose server says hello, takes requests and never answers (linux/fuse.h, 7.23)."""
-    target = str(tmp_path / "hung")
+def hung(tmp_path: Path) -> Iterator[Hung]:
+    """A FUSE mount that hangs (linux/fuse.h, 7.23)."""
+    target = Hung(tmp_path / "hung")
     os.mkdir(target)
     from volkit.host import mounts
 
@@ -163,6 +172,7 @@ def hung(tmp_path: Path) -> Iterator[str]:
                 os.read(device, 1 << 16)
             except OSError:
                 return
+            target.taken += 1
 
     server = threading.Thread(target=take, daemon=True)
     server.start()

@@ -20,7 +20,7 @@ from volkit.host import fuse, mounts, rebind
 from volkit.model import FuseConnection
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("bindfs")]
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Served:
@@ -37,7 +37,7 @@ class Served:
 
     def connection(self, *argv: str, **words: object) -> FuseConnection:
         program = argv or ("bindfs", "-f", str(self.data), "{target}")
-        return FuseConnection(argv=program, source="bindfs", ready=10, **words)  # type: ignore[arg-type]
+        return FuseConnection(argv=program, source="bindfs", ready=60, **words)  # type: ignore[arg-type]
 
     def start(self, connection: FuseConnection | None = None, *, read_only: bool = False) -> None:
         connection = connection or self.connection()

@@ -28,7 +28,7 @@ from volkit.model import Capability, Connection, FileConnection, FuseConnection
 from volkit.testing.memory import MemoryBackend, MemoryNode, memory_settings
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("bindfs")]
-PATIENCE = 20.0
+PATIENCE = 60.0
 pending: dict[str, int] = {}
 
 
@@ -300,12 +300,13 @@ def test_the_doctor_finds_a_program_that_died_and_repairs_it(world: World) -> No
 
 
 def test_the_doctor_finds_a_program_that_is_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("volkit.doctor.finding.ANSWER_SECONDS", 1.0)
     world.publish()
     (directory,) = world.directories()
     pid = int((directory / "pid").read_text().split()[0])
     os.kill(pid, signal.SIGSTOP)
-    shown = [one for one in examine(world.engine, min_age=0) if "does not answer" in one.what]
+    with monkeypatch.context() as patch:
+        patch.setattr("volkit.doctor.finding.ANSWER_SECONDS", 1.0)
+        shown = [one for one in examine(world.engine, min_age=0) if "does not answer" in one.what]
     assert {one.command for one in shown} == {f"kill -CONT {pid}"}
     assert len(shown) == (1 if world.per_pod else 2)
     assert f"(its program is pid {pid}, state T)" in shown[0].what
@@ -358,7 +359,7 @@ def test_the_doctor_shows_calls_that_hang_and_forgets_dead_drivers(world: World)
     (directory / f"{os.getpid()}.json").write_text(json.dumps({"pid": os.getpid(), "calls": [call]}))
     (directory / "1.json").write_text(json.dumps({"pid": 1, "calls": [call]}))
     (hung,) = (what for sort, what in findings(world) if sort == "stuck")
-    assert re.fullmatch(rf"node_stage of v hangs for 7\d s in the driver \(pid {os.getpid()}\)", hung)
+    assert re.fullmatch(rf"node_stage of v hangs for \d\d+ s in the driver \(pid {os.getpid()}\)", hung)
     (dead,) = [one for one in examine(world.engine, min_age=0) if "is of a driver that is gone" in one.what]
     assert dead.repair
     dead.repair()

@@ -299,9 +299,10 @@ def test_a_mount_that_hangs_is_stuck_and_holds_up_nobody(
 ) -> None:
     volume = share.used()
     assert share.findings() == []
-    monkeypatch.setattr("volkit.doctor.finding.ANSWER_SECONDS", 1.0)
     served.stop()
-    target, stage = share.findings()
+    with monkeypatch.context() as patch:
+        patch.setattr("volkit.doctor.finding.ANSWER_SECONDS", 1.0)
+        target, stage = share.findings()
     assert target.sort == stage.sort == "stuck"
     assert f"{volume} at {share.target(volume)} does not answer" in target.what
     assert f"{volume} at {share.staging(volume)} does not answer" in stage.what
@@ -337,9 +338,10 @@ def test_a_place_behind_a_mount_that_hangs_holds_up_nobody(
         "since": 1.0,
     }
     node.engine.node_journal.write(Put(key("target", "v", record["path"]), record))  # type: ignore[arg-type]
-    monkeypatch.setattr("volkit.doctor.node._RESOLVE_SECONDS", 1.0)
     served.stop()
-    found = node.one()
+    with monkeypatch.context() as patch:
+        patch.setattr("volkit.doctor.node._RESOLVE_SECONDS", 1.0)
+        found = node.one()
     assert (found.sort, found.command) == ("stuck", "volkit recover")
     served.go_on()
     assert found.repair

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -25,9 +27,9 @@ import sys, time
 from pathlib import Path
 from volkit.journal import key
 from volkit.locks import Locks
-with Locks(Path(sys.argv[1]) / "locks").hold(key("volume", sys.argv[2]), wait=5):
+with Locks(Path(sys.argv[1]) / "locks").hold(key("volume", sys.argv[2]), wait=60):
     print("held", flush=True)
-    time.sleep(100)
+    time.sleep(1000)
 """
 
 
@@ -59,7 +61,7 @@ def test_an_old_intent_names_who_works_on_it(node: World) -> None:
     with driver(node, "v") as process:
         found = node.one()
         assert (found.sort, found.repair) == ("stuck", None)
-        assert found.what.startswith("stage v is staging for 60")
+        assert re.match(r"stage v is staging for 6\d\d s", found.what), found.what
         assert f"pid {process.pid} (python" in found.what
         assert found.command == f"ps -o pid,stat,wchan,etime,args -p {process.pid}"
         assert subprocess.run(found.command.split(), check=False, capture_output=True).returncode == 0
@@ -86,7 +88,8 @@ def test_the_calls_of_a_driver_that_hang_are_shown(node: World) -> None:
     with driver(node, "w") as process:
         report = directory / f"{process.pid}.json"
         report.write_text(json.dumps({"pid": process.pid, "calls": [call]}))
-        assert node.one().what == f"node_stage of v hangs for 70 s in the driver (pid {process.pid})"
+        told = rf"node_stage of v hangs for \d\d+ s in the driver \(pid {process.pid}\)"  # 70, or more by now
+        assert re.fullmatch(told, node.one().what)
     (directory / f"{process.pid}.new").touch()
     for one in node.findings():
         assert one.sort == "leaked"
@@ -96,11 +99,10 @@ def test_the_calls_of_a_driver_that_hang_are_shown(node: World) -> None:
     assert node.findings() == []
 
 
-def test_what_was_killed_and_hangs_in_the_kernel(node: World, hung: str) -> None:
+def test_what_was_killed_and_hangs_in_the_kernel(node: World, hung: Any) -> None:
     """A process that waits for a FUSE server which has taken its request: nothing ends it (state D)."""
     with subprocess.Popen(["stat", "-f", hung]) as process:
-        until(lambda: (found := processes.read(process.pid)) and found.state in "DS")
-        time.sleep(0.2)
+        until(lambda: hung.taken)
         process.kill()
         until(lambda: (found := processes.read(process.pid)) and found.state == "D" and found.killed)
         assert [one for one in node.findings() if str(process.pid) in one.what] == []
@@ -118,13 +120,12 @@ def test_what_was_killed_and_hangs_in_the_kernel(node: World, hung: str) -> None
         subprocess.run(["umount", "-f", hung], check=False)
 
 
-def test_a_helper_that_outlived_its_driver(node: World, hung: str) -> None:
+def test_a_helper_that_outlived_its_driver(node: World, hung: Any) -> None:
     program = "import sys\nfrom volkit.host import apart, fuse\napart.belong_to(sys.argv[2])\n"
     program += "apart.call(fuse.is_served, sys.argv[1], timeout=60)"
     before = helpers(node)
     with subprocess.Popen([sys.executable, "-c", program, hung, str(node.engine.state_dir)]) as process:
-        until(lambda: helpers(node) - before)
-        time.sleep(0.3)
+        until(lambda: hung.taken and helpers(node) - before)
         process.kill()
     (helper,) = helpers(node) - before
     (found,) = [one for one in node.findings() if f"pid {helper}," in one.what]
@@ -159,7 +160,7 @@ def test_an_mkfs_that_outlived_its_driver_is_ended(node: World) -> None:
                 assert found.command == f"kill {orphan.pid}"
                 assert found.repair
                 assert found.repair() == "it is ended"
-                assert orphan.wait(20) == -signal.SIGKILL
+                assert orphan.wait(60) == -signal.SIGKILL
                 assert bystander.poll() is None
                 assert found.repair() == "it has ended meanwhile"
             finally:

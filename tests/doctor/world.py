@@ -20,7 +20,7 @@ from volkit.model import AccessType, Capability, CapacityRange
 from volkit.registry import load_backend
 from volkit.testing.memory import MemoryBackend, memory_settings
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 MOUNTED = Capability(fs_type="ext4")
 RAW = Capability(access_type=AccessType.BLOCK)
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -201,13 +200,11 @@ def test_capabilities_are_those_of_the_kernel() -> None:
     assert not witness.has_capability(63)
 
 
-def test_a_driver_that_cannot_start_is_told_at_once(tmp_path: Path) -> None:
+def test_a_driver_that_cannot_start_is_told(tmp_path: Path) -> None:
     (tmp_path / "pool").write_text("no directory")
     driver = Driver(tmp_path)
-    start = time.monotonic()
     with pytest.raises(Failed, match=r"the driver ended with [12]"):
         driver.start()
-    assert time.monotonic() - start < 10
     assert driver.kill() is not None
     assert driver.kill() is None
     assert "pool" in driver.log.read_text()

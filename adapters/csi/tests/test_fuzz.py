@@ -300,7 +300,7 @@ def test_a_real_server_survives_both(site: Site, tmp_path: Path) -> None:
 
             def attempt(method: str, data: bytes) -> tuple[Code | None, str, bytes]:
                 try:
-                    return None, "", calls[method](data, timeout=20)
+                    return None, "", calls[method](data, timeout=120)
                 except grpc.RpcError as error:
                     return (
                         Code[error.code().name],
@@ -313,7 +313,7 @@ def test_a_real_server_survives_both(site: Site, tmp_path: Path) -> None:
                 changed = count % 4 < 2
                 data = fill(request_of(method)(), harmless if changed else pools, dice).SerializeToString()
                 check(site, attempt, method, random_bytes(dice, data) if changed else data)
-            answer = calls["/csi.v1.Identity/Probe"](b"", timeout=5)
+            answer = calls["/csi.v1.Identity/Probe"](b"", timeout=60)
             assert pb.ProbeResponse.FromString(answer).ready.value
     finally:
-        assert server.drain(5) == 0
+        assert server.drain(60) == 0

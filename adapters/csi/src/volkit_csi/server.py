@@ -163,7 +163,7 @@ class Server:
         if not self._calls.wait_idle(grace):
             log.warning("%d calls still ran after %g s and are left behind", self._calls.running, grace)
         elif self._fast.wait_idle(1):
-            stopped.wait(0.5)  # the last replies are on their way
+            stopped.wait(2)  # the last replies are on their way, on a busy machine for a while
         return self.abandon()
 
     def abandon(self) -> int:

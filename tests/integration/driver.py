@@ -23,7 +23,7 @@ from pathlib import Path
 from volkit_csi.client import CallError, Client
 
 PROGRAM = Path(sys.executable).with_name("volkit-csi")
-STOP_SECONDS = 20.0
+STOP_SECONDS = 90.0
 START_SECONDS = 90.0  # a busy machine has been seen to take 40
 
 
@@ -102,7 +102,7 @@ class Driver:
         self.process.kill()
         self.process.wait()
 
-    def wait_dead(self, timeout: float = 20.0) -> int:
+    def wait_dead(self, timeout: float = 90.0) -> int:
         """Wait until it has ended by itself; its exit status, negative for a signal."""
         assert self.process is not None
         return self.process.wait(timeout)
@@ -172,7 +172,7 @@ class Driver:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while orphans := list(self.children()):
             for pid in orphans:
                 with suppress(ProcessLookupError):
@@ -243,7 +243,7 @@ def sweep(home: Path) -> None:
     """Unmount and detach everything below a directory, innermost first."""
     for point in reversed(mounts(home)):
         subprocess.run(["umount", "-l", point], check=False, capture_output=True)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while devices := loops(home):
         for device in devices:
             subprocess.run(["losetup", "-d", device], check=False, capture_output=True)

@@ -87,7 +87,7 @@ class Orchestrator:
         end = time.monotonic() + self.patience
         while True:
             try:
-                return self.client.call(method, request, timeout=30)
+                return self.client.call(method, request, timeout=60)
             except CallError as error:
                 refused = method.startswith("Node") and error.code == "FAILED_PRECONDITION"
                 if not (error.code in AGAIN or refused) or time.monotonic() > end:

@@ -53,4 +53,4 @@ def test_a_stopped_driver_is_stuck_until_it_goes_on(driver: Driver) -> None:
     assert "repaired" not in shown
     subprocess.run(shown["command"].split(), check=True)
     assert driver.doctor() == []
-    driver.client.call("Probe", timeout=20)
+    driver.client.call("Probe", timeout=60)

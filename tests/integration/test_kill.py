@@ -26,6 +26,8 @@ Drivers = Callable[..., Driver]
 SEED = 20
 CALLERS = 6
 SECONDS = 12.0
+KILLS = 8
+START_SECONDS = 1.0  # what a start takes at most where nothing else runs
 SIZE = 16 * MIB
 
 
@@ -38,15 +40,19 @@ def pattern(name: str) -> bytes:
 
 @contextmanager
 def killed_now_and_then(driver: Driver, dice: random.Random) -> Iterator[list[float]]:
-    """Kill and restart the driver meanwhile; yields the list of the moments."""
+    """Kill and restart the driver meanwhile, the later the longer its start takes: a slow machine's calls get as far as
+    any. Yields the list of the moments.
+    """
     moments: list[float] = []
     enough = threading.Event()
 
     def reap() -> None:
-        while not enough.wait(dice.uniform(0.05, 0.6)):
+        started = START_SECONDS
+        while not enough.wait(dice.uniform(0.05, 0.6) * max(1.0, started / START_SECONDS)):
             driver.kill()
             moments.append(time.monotonic())
             driver.start()
+            started = time.monotonic() - moments[-1]
 
     with ThreadPoolExecutor(1) as reaper:
         done = reaper.submit(reap)
@@ -94,10 +100,10 @@ def live(co: Orchestrator, name: str, *, block: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(110)
+@pytest.mark.timeout(600)
 def test_killed_at_random_moments(driver: Driver) -> None:
     dice = random.Random(SEED)
-    co = Orchestrator(driver.client, driver.home, patience=60)
+    co = Orchestrator(driver.client, driver.home, patience=240)
     end = time.monotonic() + SECONDS
 
     def call(caller: int) -> tuple[int, Any]:
@@ -105,7 +111,7 @@ def test_killed_at_random_moments(driver: Driver) -> None:
         for count in itertools.count():
             live(co, f"c{caller}-{count}", block=count % 2 == 1)
             assert kept.read(32 << 10) == pattern(f"kept-{caller}")
-            if time.monotonic() > end:
+            if time.monotonic() > end and len(moments) >= KILLS:
                 return count + 1, kept
         raise AssertionError
 
@@ -113,7 +119,6 @@ def test_killed_at_random_moments(driver: Driver) -> None:
         futures: list[Future[tuple[int, Any]]] = [callers.submit(call, one) for one in range(CALLERS)]
         results = [future.result() for future in futures]
     kept = [one for _, one in results]
-    assert len(moments) >= 8
     assert sum(count for count, _ in results) >= CALLERS
     assert co.repeats > len(moments)
     # exactly what is wanted is there, once
@@ -165,7 +170,7 @@ def test_killed_right_after(drivers: Drivers, point: str, at: int) -> None:
     """What was done, and not recorded as done, is found by the repeat of the call."""
     module, owner, name, _ = POINTS[point]
     driver = drivers().start(before=DYING.format(module=module, owner=owner, name=name, at=at))
-    co = Orchestrator(driver.client, driver.home, patience=30)
+    co = Orchestrator(driver.client, driver.home, patience=120)
     with ThreadPoolExecutor(1) as caller:
         done = caller.submit(live, co, "v", block=False)
         try:
@@ -190,7 +195,7 @@ def test_what_is_used_outlives_the_driver(driver: Driver, block: bool) -> None:
     used.write(pattern("without a driver"))
     before = loops(driver.home)
     driver.start()
-    co.patience = 10
+    co.patience = 60
     assert co.use(volume, kind) == used
     assert loops(driver.home) == before
     assert used.read(32 << 10) == pattern("without a driver")
@@ -221,7 +226,7 @@ def slow_mkfs(home: Path, program: str = "mkfs.ext4", after: str = "") -> dict[s
 
 
 def wait_for(path: Path, lines: int = 1) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 90
     while not path.exists() or len(path.read_text().splitlines()) < lines:
         assert time.monotonic() < end, f"{path} is not written"
         time.sleep(0.01)
@@ -255,7 +260,7 @@ def test_an_orphaned_mkfs_keeps_its_device(drivers: Drivers, tmp_path: Path) -> 
         co.call("NodeUnstageVolume", pb.NodeUnstageVolumeRequest(**unstage))
     with pytest.raises(CallError, match="FAILED_PRECONDITION"):
         co.delete(volume.volume_id)
-    co.patience = 20
+    co.patience = 60
     with ThreadPoolExecutor(1) as caller:
         using = caller.submit(co.use, volume, kind)
         wait_for(home / "mkfs-begun", lines=2)
@@ -323,7 +328,7 @@ def test_two_drivers_exclude_each_other(drivers: Drivers, tmp_path: Path) -> Non
         begun = time.monotonic()
         with pytest.raises(CallError, match="ABORTED"):
             second.call("NodeStageVolume", request)
-        assert 1.5 < time.monotonic() - begun < 5
+        assert time.monotonic() - begun > 1.5
         with pytest.raises(CallError, match=r"ABORTED|FAILED_PRECONDITION"):
             second.delete(volume.volume_id)
         (home / "mkfs-go").touch()
@@ -341,7 +346,7 @@ def test_two_drivers_exclude_each_other(drivers: Drivers, tmp_path: Path) -> Non
 def test_one_name_through_two_drivers_is_one_volume(drivers: Drivers) -> None:
     old = drivers("old").start()
     new = drivers("new", pool=old.pool, state=old.state).start()
-    both = [Orchestrator(one.client, old.home, patience=20) for one in (old, new)]
+    both = [Orchestrator(one.client, old.home, patience=60) for one in (old, new)]
     kind = capability(block=True)
     with ThreadPoolExecutor(8) as callers:
         made = list(callers.map(lambda n: both[n % 2].create(f"v{n // 8}", MIB, kind).volume_id, range(160)))

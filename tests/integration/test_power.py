@@ -81,7 +81,7 @@ def test_a_full_disk_below_the_state_directory_doubles_nothing(small_disk: Path,
             refused.add(error.code)
     assert refused <= {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
     assert refused
-    driver.client.call("Probe", timeout=10)
+    driver.client.call("Probe", timeout=60)
     assert co.create("first", MIB, kind).volume_id == first.volume_id
     ballast.unlink()
     made = {co.create(f"more-{number}", MIB, kind).volume_id for number in range(50)}

@@ -243,19 +243,19 @@ def test_another_process_of_the_user_is_told_what_runs(
 
     def slow(request: Any) -> Any:
         begun.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return make(request)
 
     monkeypatch.setattr(engine.controller, "create_volume", slow)
     working = threading.Thread(target=create, args=(engine,))
     working.start()
-    assert begun.wait(20)
+    assert begun.wait(60)
     [told] = status.running(engine.state_dir)
     [call] = told["calls"]
     assert (call["operation"], call["subject"], call["left"]) == ("create_volume", "pvc-1", False)
     assert (told["pid"], told["backend"], told["node"]) == (os.getpid(), "memory", "n1")
     go.set()
-    working.join(20)
+    working.join(60)
     with pytest.raises(NotFound):
         engine.run("get_volume", r.GetVolumeRequest(volume_id="nosuch"), Call())
     [told] = status.running(engine.state_dir)

@@ -18,7 +18,7 @@ from attrs import define, field
 from volkit.errors import Aborted, DeadlineExceeded, InUse, Unavailable
 from volkit.lanes import MAX_LEFT, PER_VOLUME, Lanes
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @define

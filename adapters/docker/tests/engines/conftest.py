@@ -147,7 +147,7 @@ class Plugin:
     def stop(self) -> None:
         assert self.process is not None
         self.process.terminate()
-        assert self.process.wait(30) == 0, self.log.read_text()
+        assert self.process.wait(90) == 0, self.log.read_text()
 
     def mounted(self) -> list[str]:
         return sorted(
@@ -298,12 +298,12 @@ class Docker:
         if self.process is not None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
+                self.process.wait(60)
             self.process.kill()
             self.process.wait()
         if self.containerd is not None:
             self.containerd.terminate()
-            self.containerd.wait(20)
+            self.containerd.wait(60)
         mark = str(self.home).encode()
         for _ in range(100):
             left = [one for one in Path("/proc").glob("[0-9]*") if mark in _command(one)]

@@ -221,7 +221,7 @@ def test_docker_finds_a_plugin_behind_tls_by_its_spec(
         docker.ok("run", "--rm", "--network", "none", "-v", "tls1:/data", "bb:1", "touch", "/data/file")
         docker.ok("volume", "rm", "tls1")
         plugin.terminate()
-        assert plugin.wait(30) == 0
+        assert plugin.wait(90) == 0
         assert not (specs / f"{name}.json").exists()
     finally:
         plugin.kill()

@@ -125,7 +125,7 @@ def test_a_socket_that_systemd_has_opened_is_served_and_left(tmp_path: Path) -> 
             assert b"VolumeDriver" in b"".join(iter(lambda: caller.recv(4096), b""))
         assert not Path("/run/docker/plugins/volkit-loop.sock").exists()
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
         assert Path(path).exists()
         assert not (tmp_path / "state/sockets").exists()
     finally:

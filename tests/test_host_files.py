@@ -208,7 +208,11 @@ def test_the_copy_goes_on_where_the_kernel_cannot(
     assert kept(tmp_path / "b") < 5 * MIB
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     size=st.integers(0, 600_000),
     pieces=st.lists(st.tuples(st.integers(0, 600_000), st.binary(min_size=1, max_size=9000)), max_size=6),

@@ -251,7 +251,11 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Any:
     mounts.unmount(str(place))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(steps=STEPS)
 def test_the_ledger_never_promises_more_than_there_is_and_refuses_nothing_that_fits(
     scratch: Path, steps: list[tuple[str, int, int]]

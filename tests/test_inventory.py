@@ -325,16 +325,11 @@ def test_volumes_of_a_pool_that_has_none(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_watching_ends_with_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
-    # what is started in the background of a script ignores SIGINT, and so does what it starts
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    program += "from volkit.cli import main; raise SystemExit(main())"
-    words = ["volumes", "--watch", "--backend", "loop", "-o", f"pool={tmp_path}/pool"]
+    words = [sys.executable, "-m", "volkit.cli", "volumes", "--watch", "--backend", "loop"]
+    words += ["-o", f"pool={tmp_path}/pool", "--state-dir", f"{tmp_path}/state"]
     ours, theirs = os.openpty()
     watching = subprocess.Popen(
-        [sys.executable, "-c", program, *words, "--state-dir", f"{tmp_path}/state"],
-        stdout=theirs,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "TERM": "xterm"},
+        words, stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, "TERM": "xterm"}
     )
     os.close(theirs)
     try:

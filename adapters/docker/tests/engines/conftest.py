@@ -23,7 +23,7 @@ import pytest
 
 from volkit.host import loop, mounts
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 APPLETS = (
     "sh",
     "cat",

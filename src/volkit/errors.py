@@ -129,8 +129,8 @@ def quoted(value: object, limit: int = 64) -> str:
     """A value as the text of an error shows it: on one line, and cut where it is long."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
-    if isinstance(value, str | bytes) and len(value) > limit:
-        return f"{value[:limit]!r}…"
+    if isinstance(value, str | bytes):  # never cut within an escape
+        return repr(value) if len(value) <= limit else f"{value[:limit]!r}…"
     text = repr(value)
     return text if len(text) <= 8 * limit else f"{text[: 8 * limit]}…"
 

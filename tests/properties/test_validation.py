@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from volkit import validate
@@ -110,12 +110,13 @@ def test_an_id_becomes_a_file_name_only_where_it_names_one_file(text: str) -> No
 
 
 @given(st.one_of(ANYTHING, NO_TEXT, st.integers(-(10**6000), 10**6000)))
+@example("\U0001b2fc" * 64)
 def test_whatever_an_error_quotes_is_short_and_on_one_line(value: Any) -> None:
     text = quoted(value)
     assert len(text) < 700
     assert text.isprintable()
-    if isinstance(value, str) and len(value) <= 64:
-        assert text == repr(value)
+    if isinstance(value, str):
+        assert text == repr(value[:64]) + "…" * (len(value) > 64)
 
 
 # -- capabilities --------------------------------------------------------------------------------------------

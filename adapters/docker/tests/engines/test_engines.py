@@ -132,7 +132,7 @@ def test_a_pool_that_is_away_makes_no_other_volume(docker: Docker, plugin: Plugi
         shown = json.loads(docker.ok("volume", "inspect", "v1"))[0]
         assert shown["Driver"] == plugin.name
         assert said in shown["Status"]["size"]
-        assert docker.ok("volume", "ls", "-q") == "v1"
+        assert docker.ok("volume", "ls", "-q", "-f", f"driver={plugin.name}") == "v1"
 
     is_refused("is away: is its file system mounted?")
     plugin.stop()

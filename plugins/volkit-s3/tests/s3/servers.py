@@ -62,6 +62,8 @@ rgw enable usage log = false
 rgw sts key = sixteen-letters-
 rgw sts min session duration = 1
 rgw cache enabled = false
+# a thread that asks for this begins before what it asks is there, and sometimes takes the gateway down (16.2)
+rgw dynamic resharding = false
 rgw gc obj min wait = 1
 rgw gc processor period = 2
 rgw gc processor max time = 60
@@ -121,7 +123,7 @@ class Server:
             self.process = None
 
     def heal(self) -> None:
-        if self.process is None:
+        if self.process is None or self.process.poll() is not None:
             self.start()
         else:
             self.process.send_signal(signal.SIGCONT)

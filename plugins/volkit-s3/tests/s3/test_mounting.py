@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from volkit import InvalidArgument, NotFound, Unauthenticated
+from volkit import InvalidArgument, NotFound, Unauthenticated, Unavailable
 from volkit.host import mounts
 from volkit.objects import Program
 
@@ -201,7 +201,7 @@ def test_the_server_is_killed_in_the_middle_of_a_write(rgw: Rgw, tmp_path: Path,
         rgw.start()
         refused = writing.result(timeout=240)
     wait_until(lambda: works(pod), "the mount does not recover")
-    world.unpublish(name)
+    wait_until(lambda: is_unpublished(world, name), "what is written does not reach the server", 240)
     keys = {one["Key"] for one in plain.list_objects_v2(Bucket=name)["Contents"]}
     assert "after" in keys
     assert refused or "big" in keys
@@ -240,6 +240,15 @@ def test_an_outage_is_an_error_and_ends(rgw: Rgw, tmp_path: Path) -> None:
     for world in worlds.values():
         world.assert_clean()
     assert stored(rgw, name, "after") == b"works"
+
+
+def is_unpublished(world: World, name: str) -> bool:
+    """Not before all that was written is stored: the call is repeated until then."""
+    try:
+        world.unpublish(name)
+    except Unavailable:
+        return False
+    return True
 
 
 def works(pod: Path) -> bool:

@@ -1311,7 +1311,8 @@ def test_per_pod_a_publish_is_cancelled_that_changes_its_record_just_then(
 
     def connect(self: PodNode, request: r.ConnectRequest) -> Connection:
         monkeypatch.setattr(journal, "get", interrupted)
-        pods.unpublish()
+        unpublish = r.NodeUnpublishRequest(volume_id="v", target_path=pods.target)
+        pods.process().publishing.node_unpublish(unpublish, Call())
         return real(self, request)
 
     monkeypatch.setattr(PodNode, "connect", connect)

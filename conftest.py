@@ -59,7 +59,9 @@ Things = dict[str, str]  # what is on the host: a mount point or a loop device, 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background: programs would inherit it
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # begun in the background: programs would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # a worker of pytest-xdist leaves judging to its controller
         config.pluginmanager.register(Rules())

@@ -16,6 +16,7 @@ from volkit import requests as r
 from volkit.backend import Backend, Limits
 from volkit.engine import Engine
 from volkit.errors import (
+    Aborted,
     AlreadyExists,
     FailedPrecondition,
     InUse,
@@ -28,7 +29,7 @@ from volkit.errors import (
 )
 from volkit.host import devices, filesystems, loop, mounts, probe
 from volkit.interfaces import ConnectsPerPod, Node
-from volkit.journal import Delete, Entry, Journal, Put
+from volkit.journal import Delete, Entry, Journal, Put, key
 from volkit.journal.memory import MemoryJournal
 from volkit.locks import Locks
 from volkit.model import (
@@ -1291,6 +1292,33 @@ def test_per_pod_an_ambiguous_failure_is_resumed(pods: World, monkeypatch: pytes
     pods.publish()
     pods.unpublish()
     assert pods.records() == []
+
+
+def test_per_pod_a_publish_is_cancelled_that_changes_its_record_just_then(
+    pods: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker repeats no call, so an unpublish looks again."""
+    journal, target_key, real = pods.journal, key("target", "v", pods.target), PodNode.connect
+    get = journal.get
+
+    def interrupted(wanted: str) -> Any:
+        entry = get(wanted)
+        if wanted == target_key:
+            assert entry is not None
+            monkeypatch.setattr(journal, "get", get)
+            journal.write(Put(target_key, entry.value))
+        return entry
+
+    def connect(self: PodNode, request: r.ConnectRequest) -> Connection:
+        monkeypatch.setattr(journal, "get", interrupted)
+        unpublish = r.NodeUnpublishRequest(volume_id="v", target_path=pods.target)
+        pods.process().publishing.node_unpublish(unpublish, Call())
+        return real(self, request)
+
+    monkeypatch.setattr(PodNode, "connect", connect)
+    with pytest.raises(Aborted, match="was unpublished while it was connected"):
+        pods.publish()
+    assert pods.records() == pods.mounted() == []
 
 
 # -- grow and measure --------------------------------------------------------------------------------------------------

@@ -329,6 +329,7 @@ def test_a_claim_whose_record_is_lost_stays_with_its_mount(hosts: list[Host]) ->
 
 def test_what_was_asked_for_goes_with_its_volume(host: Host) -> None:
     """Also where the plugin is killed in between: the storage gives the same id again, to something else."""
+    _recorded(host.engine.journal)
     with host.uses.creations.remembered("v", Asked(readonly=True)) as made:
         made("id-1")
     with (
@@ -351,6 +352,26 @@ def test_what_was_asked_for_goes_with_its_volume(host: Host) -> None:
         made("id-1")
 
 
+def _recorded(journal: Journal, *, there: bool = True) -> None:
+    """That a volume v was made as id-1, or removed."""
+    volume, name = key("volume", "id-1"), key("volume-name", "v")
+    if there:
+        journal.write(Put(volume, {"name": "v"}), Put(name, {"id": "id-1"}))
+    else:
+        journal.write(Delete(volume), Delete(name))
+
+
+def _create(host: Host, asked: Asked) -> None:
+    with host.uses.creations.remembered("v", asked) as made:
+        _recorded(host.engine.journal)
+        made("id-1")
+
+
+def _remove(host: Host) -> None:
+    with host.uses.creations.removing("v", "id-1"):
+        _recorded(host.engine.journal, there=False)
+
+
 def _between(journal: Journal, looked_at: str, act: Any, patch: pytest.MonkeyPatch) -> None:
     """What somebody else does once, right after the record was read."""
     get = journal.get
@@ -369,26 +390,81 @@ def _between(journal: Journal, looked_at: str, act: Any, patch: pytest.MonkeyPat
 def test_of_creations_at_once_the_first_is_kept(
     host: Host, asked: Asked, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def create(wanted: Asked) -> None:
-        with host.uses.creations.remembered("v", wanted) as made:
-            made("id-1")
-
-    _between(host.engine.journal, key("asked", "id-1"), lambda: create(Asked()), monkeypatch)
+    _between(host.engine.journal, key("asked", "id-1"), lambda: _create(host, Asked()), monkeypatch)
     with pytest.raises(AlreadyExists, match="another readonly") if refused else nullcontext():
-        create(asked)
+        _create(host, asked)
     assert host.uses.creations.asked("id-1") == Asked()
     assert host.engine.journal.get(key("asked-of", "v")) is None
 
 
 def test_a_removal_leaves_what_another_host_made_anew(host: Host) -> None:
-    with host.uses.creations.remembered("v", Asked()) as made:
-        made("id-1")
-    with (
-        host.uses.removing("v", "id-1", CALL),
-        host.uses.creations.remembered("v", Asked(readonly=True)) as made,
-    ):
-        made("id-1")
+    _create(host, Asked())
+    with host.uses.removing("v", "id-1", CALL):
+        _recorded(host.engine.journal, there=False)
+        _create(host, Asked(readonly=True))
     assert host.uses.creations.asked("id-1") == Asked(readonly=True)
+
+
+def test_a_removal_that_fails_leaves_what_another_host_made_anew(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made between the removal's mark and its second look."""
+    _create(host, Asked())
+    write = host.engine.journal.write
+
+    def marked(*changes: Put | Delete, durable: bool = True) -> None:
+        write(*changes, durable=durable)
+        monkeypatch.setattr(host.engine.journal, "write", write)
+        _create(host, Asked(readonly=True))
+
+    with pytest.raises(InUse), host.uses.creations.removing("v", "id-1"):
+        raise InUse("refused")
+    monkeypatch.setattr(host.engine.journal, "write", marked)
+    with pytest.raises(InUse), host.uses.creations.removing("v", "id-1"):
+        raise InUse("refused")
+    assert host.uses.creations.asked("id-1") == Asked(readonly=True)
+
+
+@pytest.mark.parametrize("looked_at", [key("asked", "id-1"), key("volume-name", "v")])
+def test_what_was_asked_for_is_not_kept_where_the_volume_was_removed_since(
+    host: Host, looked_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next volume of this id would be refused as another one."""
+    _between(host.engine.journal, looked_at, lambda: _remove(host), monkeypatch)
+    _create(host, Asked(readonly=True))
+    assert [one.key for one in host.engine.journal.scan("asked")] == []
+    _create(host, Asked())
+
+
+def test_a_removal_takes_what_a_creation_kept_just_before_it(host: Host) -> None:
+    """It found the volume that is being removed."""
+    _create(host, Asked())
+    with host.uses.creations.removing("v", "id-1"):
+        _create(host, Asked())
+        _recorded(host.engine.journal, there=False)
+    assert [one.key for one in host.engine.journal.scan("asked")] == []
+
+
+def test_a_claim_that_was_forgotten_by_hand_is_another_nodes(
+    home: Path, settings: MemorySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who ends his use then is told nothing of it, and the other one keeps it."""
+    journal = Etcd()
+    one, two = (Host(home, name, ForOneNode, settings, journal) for name in ("n1", "n2"))
+    volume = one.create()
+    claim = key("node-of", volume.id)
+
+    def forgotten() -> None:
+        journal.write(Delete(claim))
+        for name in ("other", "n2"):  # its revision is not what it was
+            journal.write(Put(claim, {"node": name, "name": "v", "alone": False}))
+
+    with one.uses.removing("v", volume.id, CALL):
+        _between(journal, claim, forgotten, monkeypatch)
+    entry = journal.get(claim)
+    assert entry is not None
+    assert entry.value["node"] == "n2"
+    two.begin(volume)
 
 
 def test_two_nodes_claim_at_once(

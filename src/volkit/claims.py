@@ -64,7 +64,8 @@ class Claims:
             return
         entry = self._journal.get(self._key(volume_id))
         if entry is not None and entry.value["node"] == self._node:
-            self._journal.write(Delete(entry.key, revision=entry.revision), durable=False)
+            with suppress(Conflict):  # forgotten by somebody's hand, and another node's by now
+                self._journal.write(Delete(entry.key, revision=entry.revision), durable=False)
 
     @contextmanager
     def alone(self, volume_id: str, name: str) -> Iterator[None]:

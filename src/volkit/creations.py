@@ -43,13 +43,20 @@ class Creations:
         journal.write(Put(draft, record), durable=True)
 
         def made(volume_id: str) -> None:
-            kept = key("asked", volume_id)
+            kept, named = key("asked", volume_id), key("volume-name", name)
             while (entry := journal.get(kept)) is None or entry.value.get("removing"):
+                there = journal.get(named)
+                if there is None or there.value.get("id") != volume_id:
+                    entry = (
+                        None  # somebody removed the volume since: nothing is kept for the next one of its id
+                    )
+                    break
                 with suppress(Conflict):  # another call for this name came first: look what it kept
-                    revision = entry.revision if entry else 0
-                    journal.write(Put(kept, record, revision=revision), Delete(draft), durable=True)
+                    keep = Put(kept, record, revision=entry.revision if entry else 0)
+                    still = Put(named, there.value, revision=there.revision)
+                    journal.write(keep, still, Delete(draft), durable=True)
                     return
-            if different := _different(_asked(entry), asked):
+            if entry and (different := _different(_asked(entry), asked)):
                 raise AlreadyExists(
                     f"volume {name!r} was made with another {different}: remove it, or choose another name"
                 )
@@ -72,7 +79,7 @@ class Creations:
         """While a volume is removed: what was asked for is void at the end, also where this process dies meanwhile, and
         the storage gives its id to another volume.
         """
-        journal, draft, asked_key = self._journal, key("asked-of", name), key("asked", volume_id)
+        journal, asked_key = self._journal, key("asked", volume_id)
         entry = journal.get(asked_key)
         if entry is not None:
             journal.write(Put(asked_key, {**entry.value, "removing": True}), durable=True)
@@ -80,13 +87,25 @@ class Creations:
         try:
             yield
         except VolkitError as error:
-            if entry and marked and not isinstance(error, Ambiguous):
+            if entry and marked and marked.value.get("removing") and not isinstance(error, Ambiguous):
                 with suppress(Conflict):
                     journal.write(Put(asked_key, entry.value, revision=marked.revision), durable=False)
             raise
-        with suppress(Conflict):  # somebody made it anew meanwhile: what he asked for stays
-            gone = [Delete(asked_key, revision=marked.revision)] if marked else []
-            journal.write(*gone, Delete(draft), durable=False)
+        self._void(name, volume_id)
+
+    def _void(self, name: str, volume_id: str) -> None:
+        """After a removal, unless somebody made the volume anew meanwhile: what he asked for stays."""
+        asked_key, volume_key = key("asked", volume_id), key("volume", volume_id)
+        while True:
+            entry = self._journal.get(asked_key)
+            gone = [Delete(asked_key, revision=entry.revision)] if entry else []
+            with suppress(Conflict):
+                self._journal.write(
+                    *gone, Delete(key("asked-of", name)), Delete(volume_key, revision=0), durable=False
+                )
+                return
+            if self._journal.get(volume_key) is not None:
+                return
 
     def asked(self, volume_id: str, name: str = "") -> Asked:
         """What was asked for; the defaults for a volume that nobody made here."""

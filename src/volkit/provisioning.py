@@ -261,6 +261,12 @@ class Provisioning:
         entries = self._journal.scan(key("volume-name", ""))
         return [(parts(entry.key)[1], str(entry.value["id"])) for entry in entries if entry.value.get("id")]
 
+    def ids_begun(self) -> set[str]:
+        """The ids of what is being made right now, or was begun and cut short; of a backend that takes ids."""
+        entries = self._journal.scan(key("volume-name", ""))
+        begun = {self.volumes.id_for(parts(entry.key)[1]) for entry in entries if not entry.value.get("id")}
+        return begun - {""}
+
     def list_volumes(
         self, request: requests.ListRequest, call: requests.Call
     ) -> requests.Page[requests.VolumeEntry]:

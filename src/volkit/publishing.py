@@ -18,7 +18,7 @@ from volkit.errors import (
     VolkitError,
 )
 from volkit.host import devices, mounts, ownership, paths
-from volkit.journal import Delete, Put, key
+from volkit.journal import Conflict, Delete, Put, key
 from volkit.journal.records import quarantined
 from volkit.model import AccessMode, BlockConnection, Connection, FuseConnection
 from volkit.node_state import (
@@ -252,11 +252,8 @@ class Publishing:
         undoes itself when it goes on. A process that is killed meanwhile leaves the mark to the next call, or to
         `volkit recover`. False where another unpublish holds the lock.
         """
-        entry = self._state.journal.get(target_key)
-        if entry is None or entry.value.get("state") == "unpublishing":
+        if not self._mark_cancelled(target_key):
             return False
-        mark = {**entry.value, "state": "cancelled"}
-        self._state.journal.write(Put(target_key, mark, revision=entry.revision), durable=True)
         _log.warning(
             "volume %r: a publish at %s hangs and is cancelled", request.volume_id, request.target_path
         )
@@ -264,6 +261,16 @@ class Publishing:
         if not request.keep_target:
             paths.remove_target(request.target_path)
         return True
+
+    def _mark_cancelled(self, target_key: str) -> bool:
+        while True:
+            entry = self._state.journal.get(target_key)
+            if entry is None or entry.value.get("state") == "unpublishing":
+                return False
+            mark = {**entry.value, "state": "cancelled"}
+            with suppress(Conflict):  # the publish has just recorded what it is connected to
+                self._state.journal.write(Put(target_key, mark, revision=entry.revision), durable=True)
+                return True
 
     def _unpublish(
         self,

@@ -61,7 +61,7 @@ def described(entry: Entry, is_mounted: Callable[[str], bool] = mounts.is_mount_
         age=max(0.0, time.time() - since) if isinstance(since, int | float) and since else None,
         key=entry.key,
         unfinished=not state.startswith("half-made")
-        and state not in ("made", "attached", "staged", "published", "in use"),
+        and state not in ("made", "attached", "staged", "published", "in use", "options of a volume"),
     )
 
 

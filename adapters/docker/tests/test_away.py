@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from volkit import Engine, FileVolume, InUse, Unavailable, uses
+from volkit.doctor import examine
 from volkit.host import loop, mounts
+from volkit.recovery import records, recover
 from volkit.sockets import UnixSocket
 from volkit.testing.memory import ARRAYS, Array, MemoryBackend, Stored, memory_settings
 from volkit_docker import service as module
@@ -309,3 +311,46 @@ def test_a_container_outlives_the_mounts_of_its_plugin(
     assert not [backing for _, backing in loop.attached() if backing.startswith(str(tmp_path))]
     service.remove({"Name": "v"})
     engine.close()
+
+
+def test_what_is_made_or_removed_meanwhile_is_not_listed_by_its_id(
+    plugin: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docker volume prune` would remove it by that name."""
+    plugin.ok("Create", Name="old")
+    listed = plugin.service._listed
+
+    def meanwhile(call: Any) -> list[str]:
+        plugin.ok("Create", Name="new")
+        found = listed(call)
+        plugin.ok("Remove", Name="old")
+        return found
+
+    monkeypatch.setattr(plugin.service, "_listed", meanwhile)
+    assert plugin.names() == ["new"]
+
+
+def test_what_is_being_made_is_not_listed_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage has it, and its name is recorded a moment later."""
+    engine = Engine(LoopBackend, LoopSettings(pool=tmp_path), state_dir=tmp_path / "state", node_id="n1")
+    service, seen = Service(engine, tmp_path / "mounts"), []
+    volumes: Any = engine.provisioning
+    settle = volumes.volumes._settle
+
+    def late(*words: Any) -> None:
+        seen.append(service.listing({})["Volumes"])
+        settle(*words)
+
+    monkeypatch.setattr(volumes.volumes, "_settle", late)
+    service.create({"Name": "v", "Opts": {"size": "16Mi"}})
+    assert seen == [[]]
+    assert [one["Name"] for one in service.listing({})["Volumes"]] == ["v"]
+    service.remove({"Name": "v"})
+    assert engine.close() == 0
+
+
+def test_a_volume_that_is_there_is_nothing_unfinished(plugin: Served) -> None:
+    plugin.ok("Create", Name="v", Opts={"readonly": "true"})
+    assert [one.key for one in records(plugin.engine.journal) if one.unfinished] == []
+    assert list(examine(plugin.engine, min_age=0)) == []
+    assert list(recover(plugin.engine, min_age=0)) == []

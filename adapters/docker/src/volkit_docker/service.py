@@ -182,7 +182,7 @@ class Service:
         """Where the storage is away, what is recorded."""
         names = self._all_recorded()
         if "list_volumes" in self.engine.operations:
-            named = {id_: name for name, id_ in names.items()}
+            known = self._known_ids(names)
             try:
                 listed = self._listed(self._call(RECORDED_SECONDS if names else SHORT_SECONDS))
             except VolkitError as error:
@@ -190,7 +190,10 @@ class Service:
                     raise
                 _log.warning("volumes are listed as they are recorded: %s", error.message)
             else:
-                names |= {id_: id_ for id_ in listed if id_ not in named}
+                # also what came or went meanwhile has a name, and is none of an administrator's
+                names = self._all_recorded()
+                known |= self._known_ids(names)
+                names |= {id_: id_ for id_ in listed if id_ not in known}
         mounted = {use.volume_id: use.path for use in self.uses.uses() if is_mount_point(use.path)}
         created = self.uses.creations.all_created()
         found = [
@@ -245,6 +248,14 @@ class Service:
                 if not self._ids:
                     raise
         return dict(self._ids)
+
+    def _known_ids(self, names: Mapping[str, str]) -> set[str]:
+        """Of what is recorded, or begun."""
+        begun: set[str] = set()
+        if self.engine.provisioning is not None:
+            with suppress(VolkitError):
+                begun = self.engine.provisioning.ids_begun()
+        return {*names.values(), *begun}
 
     def _known(self, name: str, call: Call) -> Volume:
         volume = self._find(name, call)

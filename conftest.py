@@ -69,9 +69,8 @@ def free_ports() -> Callable[[int], list[int]]:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
         below = [port for port in range(max(1025, first - 12_000), first) if port not in given]
         found: list[int] = []
-        for port in random.SystemRandom().sample(
-            below, len(below)
-        ):  # another worker of pytest-xdist looks too
+        # at random: another worker of pytest-xdist looks too
+        for port in random.SystemRandom().sample(below, len(below)):
             if len(found) == number:
                 break
             with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -87,9 +86,8 @@ Things = dict[str, str]  # what is on the host: a mount point or a loop device, 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # begun in the background: programs would inherit it
+    # begun in the background, a run ignores it, and so would every program that it starts
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # a worker of pytest-xdist leaves judging to its controller
         config.pluginmanager.register(Rules())

@@ -47,19 +47,17 @@ class Creations:
             while (entry := journal.get(kept)) is None or entry.value.get("removing"):
                 there = journal.get(named)
                 if there is None or there.value.get("id") != volume_id:
-                    entry = (
-                        None  # somebody removed the volume since: nothing is kept for the next one of its id
-                    )
-                    break
+                    break  # somebody removed the volume since: nothing is kept for the next one of its id
                 with suppress(Conflict):  # another call for this name came first: look what it kept
                     keep = Put(kept, record, revision=entry.revision if entry else 0)
                     still = Put(named, there.value, revision=there.revision)
                     journal.write(keep, still, Delete(draft), durable=True)
                     return
-            if entry and (different := _different(_asked(entry), asked)):
-                raise AlreadyExists(
-                    f"volume {name!r} was made with another {different}: remove it, or choose another name"
-                )
+            else:
+                if different := _different(_asked(entry), asked):
+                    raise AlreadyExists(
+                        f"volume {name!r} was made with another {different}: remove it, or choose another name"
+                    )
             journal.write(Delete(draft), durable=False)
 
         try:

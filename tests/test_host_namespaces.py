@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def test_a_thread_in_a_namespace_of_its_own(volume: Path, tmp_path: Path) -> Non
     finally:
         leave.set()
         thread.join()
-    assert holders(volume, threads=True) == 0
+    end = time.monotonic() + 60
+    while holders(volume, threads=True):  # the kernel's thread ends after Python's
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_another_place_in_the_same_namespace(volume: Path, tmp_path: Path) -> None:

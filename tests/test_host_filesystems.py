@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -432,9 +433,9 @@ def programs_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = process.run
 
-    def run(argv: list[str], **words: object) -> process.Result:
+    def run(argv: list[str], **words: Any) -> process.Result:
         names.append(argv[0])
-        return real(argv, **words)  # type: ignore[arg-type]
+        return real(argv, **words)
 
     monkeypatch.setattr(process, "run", run)
     return names

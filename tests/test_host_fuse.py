@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,9 +36,9 @@ class Served:
         os.mkdir(self.target)
         (self.data / "file").write_text("content")
 
-    def connection(self, *argv: str, **words: object) -> FuseConnection:
+    def connection(self, *argv: str, **words: Any) -> FuseConnection:
         program = argv or ("bindfs", "-f", str(self.data), "{target}")
-        return FuseConnection(argv=program, source="bindfs", ready=60, **words)  # type: ignore[arg-type]
+        return FuseConnection(argv=program, source="bindfs", ready=60, **words)
 
     def start(self, connection: FuseConnection | None = None, *, read_only: bool = False) -> None:
         connection = connection or self.connection()

@@ -38,8 +38,8 @@ def attach() -> Iterator[Attach]:
     """`loop.attach`, undone at the end."""
     made: list[tuple[str, dict[str, str]]] = []
 
-    def attach_for_test(path: str, **words: object) -> str:
-        device = loop.attach(path, **words)  # type: ignore[arg-type]
+    def attach_for_test(path: str, **words: Any) -> str:
+        device = loop.attach(path, **words)
         found = loop.status(device)
         assert found is not None
         made.append((device, dict(found.identity)))

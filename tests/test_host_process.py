@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,12 +24,12 @@ from volkit.model import Secrets
 root = pytest.mark.root
 
 
-def shell(script: str, *, timeout: float = 60, **more: object) -> process.Result:
-    return process.run(["sh", "-c", script], timeout=timeout, **more)  # type: ignore[arg-type]
+def shell(script: str, *, timeout: float = 60, **more: Any) -> process.Result:
+    return process.run(["sh", "-c", script], timeout=timeout, **more)
 
 
-def python(script: str, **more: object) -> process.Result:
-    return process.run([sys.executable, "-c", script], timeout=60, **more)  # type: ignore[arg-type]
+def python(script: str, **more: Any) -> process.Result:
+    return process.run([sys.executable, "-c", script], timeout=60, **more)
 
 
 def gone(pid: int) -> bool:

@@ -348,12 +348,14 @@ def test_watching_ends_with_ctrl_c(tmp_path: Path) -> None:
         os.close(ours)
 
 
-def test_ctrl_c_ends_watching_also_at_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_watching_also_at_the_first_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(engine: Engine) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inventory, "take", interrupted)
-    assert volumes._watch(None) == 0  # type: ignore[arg-type]
+    settings = MemorySettings(array=tmp_path.name, root=tmp_path / "root")
+    engine = Engine(MemoryBackend, settings, state_dir=tmp_path / "state", node_id="n1")
+    assert volumes._watch(engine) == 0
 
 
 def test_top_shows_what_runs(

@@ -112,10 +112,20 @@ def settings(home: Path) -> MemorySettings:
     return memory_settings(root=home / "array")
 
 
+def pair(home: Path, settings: MemorySettings, backend: type[MemoryBackend]) -> list[Host]:
+    journal = Etcd()
+    return [Host(home, name, backend, settings, journal) for name in ("n1", "n2")]
+
+
 @pytest.fixture(params=[ForOneNode, MemoryBackend], ids=["one node", "many nodes"])
 def hosts(home: Path, settings: MemorySettings, request: pytest.FixtureRequest) -> list[Host]:
-    journal = Etcd()
-    return [Host(home, name, request.param, settings, journal) for name in ("n1", "n2")]
+    return pair(home, settings, request.param)
+
+
+@pytest.fixture
+def rivals(home: Path, settings: MemorySettings) -> list[Host]:
+    """Two hosts, of which one at a time has a volume."""
+    return pair(home, settings, ForOneNode)
 
 
 @contextmanager
@@ -446,12 +456,11 @@ def test_a_removal_takes_what_a_creation_kept_just_before_it(host: Host) -> None
 
 
 def test_a_claim_that_was_forgotten_by_hand_is_another_nodes(
-    home: Path, settings: MemorySettings, monkeypatch: pytest.MonkeyPatch
+    rivals: list[Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who ends his use then is told nothing of it, and the other one keeps it."""
-    journal = Etcd()
-    one, two = (Host(home, name, ForOneNode, settings, journal) for name in ("n1", "n2"))
-    volume = one.create()
+    one, two = rivals
+    volume, journal = one.create(), one.engine.journal
     claim = key("node-of", volume.id)
 
     def forgotten() -> None:
@@ -467,13 +476,10 @@ def test_a_claim_that_was_forgotten_by_hand_is_another_nodes(
     two.begin(volume)
 
 
-def test_two_nodes_claim_at_once(
-    home: Path, settings: MemorySettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_nodes_claim_at_once(rivals: list[Host], monkeypatch: pytest.MonkeyPatch) -> None:
     """The later one is told who has it, not to repeat the call."""
-    journal = Etcd()
-    one, two = (Host(home, name, ForOneNode, settings, journal) for name in ("n1", "n2"))
-    volume = one.create()
+    one, two = rivals
+    volume, journal = one.create(), one.engine.journal
     _between(journal, key("node-of", volume.id), lambda: one.begin(volume), monkeypatch)
     with pytest.raises(InUse, match="in use on node 'n1'"):
         two.begin(volume)

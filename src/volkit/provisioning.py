@@ -258,14 +258,18 @@ class Provisioning:
 
     def names(self) -> list[tuple[str, str]]:
         """Every recorded name with the id that it stands for."""
-        entries = self._journal.scan(key("volume-name", ""))
-        return [(parts(entry.key)[1], str(entry.value["id"])) for entry in entries if entry.value.get("id")]
+        return list(self.named()[0].items())
 
-    def ids_begun(self) -> set[str]:
-        """The ids of what is being made right now, or was begun and cut short; of a backend that takes ids."""
-        entries = self._journal.scan(key("volume-name", ""))
-        begun = {self.volumes.id_for(parts(entry.key)[1]) for entry in entries if not entry.value.get("id")}
-        return begun - {""}
+    def named(self) -> tuple[dict[str, str], set[str]]:
+        """Every recorded name with the id that it stands for; and the ids of what is being made right now, or was begun
+        and cut short, where the backend takes ids.
+        """
+        found = {
+            parts(one.key)[1]: str(one.value.get("id") or "")
+            for one in self._journal.scan(key("volume-name", ""))
+        }
+        begun = {self.volumes.id_for(name) for name, id_ in found.items() if not id_}
+        return {name: id_ for name, id_ in found.items() if id_}, begun - {""}
 
     def list_volumes(
         self, request: requests.ListRequest, call: requests.Call

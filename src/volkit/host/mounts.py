@@ -378,25 +378,26 @@ def _unmount_top(path: bytes, flags: int) -> int:
     gets who cannot be seen, since mostly he left while he was looked for, and a child of this process: until it
     executes, it has a copy of every descriptor. Raises InUse.
     """
-    from volkit.host._holders import holders
-
-    target = os.fsdecode(path)
     pauses, end = iter(_BUSY_PAUSES), time.monotonic() + _UNSEEN_SECONDS
     while _umount2(path, flags) != 0:
         number = ctypes.get_errno()
         if number != errno.EBUSY:
             return number
-        if not (pause := next(pauses, 0.0)):
-            found = holders(target, children=False)
-            if found or time.monotonic() > end:
-                by = (
-                    ", ".join(found or holders(target))
-                    or "a process or a mount that cannot be seen from here"
-                )
-                raise InUse(f"cannot unmount {target}: it is used by {by}")
-            pause = _BUSY_PAUSES[-1]
-        time.sleep(pause)
+        pause = next(pauses, 0.0)
+        if not pause:
+            _refuse_held(os.fsdecode(path), patient=time.monotonic() < end)
+        time.sleep(pause or _BUSY_PAUSES[-1])
     return 0
+
+
+def _refuse_held(target: str, *, patient: bool) -> None:
+    """Raises InUse; while it is `patient`, only for who is seen and no child of this process."""
+    from volkit.host._holders import holders
+
+    found = holders(target, children=not patient)
+    if found or not patient:
+        by = ", ".join(found) or "a process or a mount that cannot be seen from here"
+        raise InUse(f"cannot unmount {target}: it is used by {by}")
 
 
 def _refused(sentence: str) -> VolkitError:

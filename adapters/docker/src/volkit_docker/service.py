@@ -180,9 +180,8 @@ class Service:
 
     def listing(self, request: Mapping[str, Any]) -> Answer:
         """Where the storage is away, what is recorded."""
-        names = self._all_recorded()
+        names, known = self._all_recorded()
         if "list_volumes" in self.engine.operations:
-            known = self._known_ids(names)
             try:
                 listed = self._listed(self._call(RECORDED_SECONDS if names else SHORT_SECONDS))
             except VolkitError as error:
@@ -191,9 +190,8 @@ class Service:
                 _log.warning("volumes are listed as they are recorded: %s", error.message)
             else:
                 # also what came or went meanwhile has a name, and is none of an administrator's
-                names = self._all_recorded()
-                known |= self._known_ids(names)
-                names |= {id_: id_ for id_ in listed if id_ not in known}
+                names, later = self._all_recorded()
+                names |= {id_: id_ for id_ in listed if id_ not in known | later}
         mounted = {use.volume_id: use.path for use in self.uses.uses() if is_mount_point(use.path)}
         created = self.uses.creations.all_created()
         found = [
@@ -239,23 +237,17 @@ class Service:
             self._ids.pop(name, None)
         return found
 
-    def _all_recorded(self) -> dict[str, str]:
-        """The same of all names."""
+    def _all_recorded(self) -> tuple[dict[str, str], set[str]]:
+        """The same of all names; and every id that has one, or gets one when it is made."""
+        ids, begun = self._ids, set[str]()
         if self.engine.provisioning is not None:
             try:
-                self._ids = dict(self.engine.provisioning.names())
+                ids, begun = self.engine.provisioning.named()
             except VolkitError:
-                if not self._ids:
+                if not ids:
                     raise
-        return dict(self._ids)
-
-    def _known_ids(self, names: Mapping[str, str]) -> set[str]:
-        """Of what is recorded, or begun."""
-        begun: set[str] = set()
-        if self.engine.provisioning is not None:
-            with suppress(VolkitError):
-                begun = self.engine.provisioning.ids_begun()
-        return {*names.values(), *begun}
+            self._ids = ids
+        return dict(ids), {*ids.values(), *begun}
 
     def _known(self, name: str, call: Call) -> Volume:
         volume = self._find(name, call)
